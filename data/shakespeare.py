@@ -1,0 +1,25 @@
+"""Make the dataset shakespeare: Tiny Shakespeare, the 1.1 million characters of the lecture.
+
+    python data/shakespeare.py                     characters  → data/shakespeare
+    python data/shakespeare.py --tokenizer gpt2    GPT-2 BPE   → data/shakespeare_gpt2
+
+NANOGPT_MIRROR (a folder or URL) is asked for shakespeare/input.txt before the internet.
+"""
+
+import sys
+
+from text import DATA, obtain, text_recipe
+
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+def collect() -> str:
+    """The whole text."""
+    path = DATA / "downloads" / "shakespeare.txt"
+    print("Tiny Shakespeare:", obtain("shakespeare/input.txt", URL, path, SHA256))
+    return path.read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(text_recipe("shakespeare", "Tiny Shakespeare, as distributed with char-rnn", collect))

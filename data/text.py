@@ -1,0 +1,134 @@
+"""What the recipes share: one text into a dataset, and files from a mirror or the internet."""
+
+import os
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from nanogpt_lib.config import OneLineParser, UserError
+from nanogpt_lib.shards import file_sha256, write_splits
+from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
+
+DATA = Path(__file__).resolve().parent
+
+
+def one_line(name: str, job: Callable[[], None]) -> int:
+    """Run a recipe; turn a UserError into one line on stderr. Returns the exit status."""
+    try:
+        job()
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def text_recipe(name: str, source: str, collect: Callable[[], str]) -> int:
+    """The command line of a recipe made from one text: first 90 % for training, rest validation."""
+    parser = OneLineParser(prog=f"{name}.py", description=f"Make the dataset {name}: {source}.")
+    parser.add_argument("--tokenizer", choices=["char", "gpt2"], default="char")
+    parser.add_argument(
+        "--out", type=Path, help=f"folder (default: data/{name} or data/{name}_gpt2)"
+    )
+    args = parser.parse_args()
+
+    def job() -> None:
+        text = collect()
+        tokenizer = CharTokenizer(text) if args.tokenizer == "char" else GPT2Tokenizer()
+        out = args.out or DATA / (name if args.tokenizer == "char" else f"{name}_gpt2")
+        cut = int(0.9 * len(text))
+        train, val = (np.array(tokenizer.encode(t)) for t in (text[:cut], text[cut:]))
+        meta = {
+            "name": name,
+            "source": source,
+            "tokenizer": tokenizer.describe(),
+            "vocab_size": tokenizer.vocab_size,
+        }
+        write_splits(out, meta, train, val)
+        print(
+            f"{len(text):,} characters → {train.size:,} training and {val.size:,} validation tokens"
+            f", vocabulary {tokenizer.vocab_size:,}, in {out}"
+        )
+
+    return one_line(f"{name}.py", job)
+
+
+def from_mirror(name: str) -> Path | str | None:
+    """Where NANOGPT_MIRROR keeps `name`: a path if the mirror is a folder, a URL if it is one."""
+    mirror = os.environ.get("NANOGPT_MIRROR", "")
+    if mirror.startswith(("http://", "https://")):
+        return f"{mirror.rstrip('/')}/{name}"
+    if mirror and (Path(mirror) / name).exists():
+        return Path(mirror) / name
+    return None
+
+
+def obtain(name: str, url: str, path: Path, sha256: str | None = None, timeout: float = 30) -> str:
+    """Put a file at `path`, from NANOGPT_MIRROR if it has `name`, else from `url`; say from where.
+
+    A file that is there already is kept if its sum is right. Raises UserError if nothing works.
+    """
+    if path.exists() and (sha256 is None or file_sha256(path) == sha256):
+        return "already here"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mirror = from_mirror(name)
+    temporary = path.with_name(path.name + ".tmp")
+    if isinstance(mirror, Path):
+        shutil.copyfile(mirror, temporary)
+        where = "the mirror"
+    else:
+        download(mirror or url, temporary, timeout)
+        where = mirror or url
+    if sha256 is not None and file_sha256(temporary) != sha256:
+        temporary.unlink()
+        raise UserError(f"{name} from {where}: damaged or another version (SHA-256 differs)")
+    os.replace(temporary, path)
+    return where
+
+
+def download(url: str, path: Path, timeout: float = 30, attempts: int = 4) -> None:
+    """Fetch a URL into a file, with progress; continue a broken transfer, wait between attempts."""
+    path.unlink(missing_ok=True)
+    for attempt in range(attempts):
+        have = path.stat().st_size if path.exists() else 0
+        request = urllib.request.Request(url, headers={"User-Agent": "nanogpt-course"})
+        if have:
+            request.add_header("Range", f"bytes={have}-")
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as reply:
+                if have and reply.status != 206:
+                    have = 0  # the server sends all of it again
+                length = reply.headers.get("Content-Length")
+                total = have + int(length) if length else None
+                with (
+                    open(path, "ab" if have else "wb") as file,
+                    tqdm(
+                        desc=path.name, initial=have, total=total, unit="B", unit_scale=True
+                    ) as bar,
+                ):
+                    while block := reply.read(1 << 16):
+                        file.write(block)
+                        bar.update(len(block))
+            if total is None or path.stat().st_size == total:
+                return
+            problem = f"{path.stat().st_size} of {total} bytes arrived"
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code not in (408, 416, 429):
+                raise UserError(f"{url}: the server answers {error.code} {error.reason}") from error
+            if error.code == 416:
+                path.unlink(missing_ok=True)
+            problem = f"the server answers {error.code}"
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            problem = str(getattr(error, "reason", error))
+        if attempt + 1 < attempts:
+            time.sleep(0.5 * 2**attempt)
+    path.unlink(missing_ok=True)
+    raise UserError(
+        f"{url}: {problem} ({attempts} attempts); set NANOGPT_MIRROR to a folder that has the file"
+    )

@@ -1,0 +1,172 @@
+"""Save a run so that it can be killed at any moment, and load it so that nothing can tell.
+
+Exported from notebooks/09_hellaswag.ipynb; edit the notebook, not this file.
+
+A checkpoint is a folder step_NNNNNN with model.safetensors, optimizer.safetensors and state.json,
+which holds everything else as plain JSON, and the size and SHA-256 of the other two.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nanogpt_lib.config import UserError
+from nanogpt_lib.model import GPT, GPTConfig, load_weights
+from nanogpt_lib.pretrained import crop_block_size
+from nanogpt_lib.shards import file_sha256, write_json
+from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as flat named tensors: `3.exp_avg` belongs to parameter 3."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{key}": value.contiguous()
+        for index, entry in state.items()
+        for key, value in entry.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put `optimizer_tensors` back into an optimizer over the same parameters."""
+    state: dict[int, dict] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".")
+        state.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def save_checkpoint(
+    out: str | Path,
+    step: int,
+    model: GPT,
+    optimizer: torch.optim.Optimizer,
+    state: dict,
+    keep: int = 0,
+) -> Path:
+    """Write out/checkpoints/step_NNNNNN: beside, flushed, then renamed: it is whole or not there.
+
+    `state` is plain JSON: train_config, tokenizer, loader, and what else the caller must have back.
+    With keep > 0 only the newest `keep` stay; older ones go after the new one is whole.
+    """
+    folder = Path(out) / "checkpoints"
+    final = folder / f"step_{step:06d}"
+    temporary = folder / f"step_{step:06d}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    weights = {k: v.contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    files = {}
+    for name, tensors in (
+        ("model.safetensors", weights),
+        ("optimizer.safetensors", optimizer_tensors(optimizer)),
+    ):
+        path = temporary / name
+        save_file(tensors, path)
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+        files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    model_config = vars(model.config)
+    write_json(
+        temporary / "state.json",
+        {"format": 1, "step": step, "model_config": model_config, **state, "files": files},
+    )
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+    if keep:
+        for old in checkpoints(out)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def checkpoints(out: str | Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first; half-written ones (.tmp) are not listed."""
+    return sorted(p for p in (Path(out) / "checkpoints").glob("step_*") if p.suffix != ".tmp")
+
+
+def read_state(folder: Path) -> dict:
+    """Read state.json of one checkpoint and verify the other files against it; raises UserError."""
+    path = folder / "state.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if state["format"] != 1:
+            raise UserError(f"{path}: format {state['format']}, this library reads 1")
+        for name, expected in state["files"].items():
+            file = folder / Path(name).name
+            if not file.exists() or file.stat().st_size != expected["bytes"]:
+                raise UserError(f"{file}: missing or cut short")
+            if file_sha256(file) != expected["sha256"]:
+                raise UserError(f"{file}: damaged (its SHA-256 is not the recorded one)")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: damaged") from error
+    return state
+
+
+def newest_checkpoint(source: str | Path) -> tuple[Path, dict]:
+    """The newest whole checkpoint of a run (or the one that `source` is), and its state.
+
+    A damaged one is reported on stderr and the next older one tried. Raises UserError if none is
+    left.
+    """
+    source = Path(source)
+    if (source / "state.json").exists():
+        return source, read_state(source)
+    for folder in reversed(checkpoints(source)):
+        try:
+            return folder, read_state(folder)
+        except UserError as error:
+            print(f"skipping a checkpoint: {error}", file=sys.stderr)
+    raise UserError(f"{source}: no whole checkpoint here (looked for checkpoints/step_*)")
+
+
+def build_from_state(folder: Path, state: dict) -> GPT:
+    """The model that state.json describes, with the weights beside it."""
+    try:
+        model = GPT(GPTConfig(**state["model_config"]))
+        tensors = load_file(folder / "model.safetensors")
+        model.load_state_dict({**tensors, "lm_head.weight": tensors["transformer.wte.weight"]})
+    except (SafetensorError, TypeError, KeyError, RuntimeError) as error:
+        first = str(error).split("\n")[0]
+        raise UserError(
+            f"{folder}: weights and state.json do not fit together ({first})"
+        ) from error
+    return model
+
+
+def load_checkpoint(source: str | Path) -> tuple[GPT, dict, Path]:
+    """Build the model of a run's newest whole checkpoint; return it, the state and the folder."""
+    folder, state = newest_checkpoint(source)
+    return build_from_state(folder, state), state, folder
+
+
+def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Load optimizer.safetensors of a checkpoint into an optimizer over the same parameters."""
+    restore_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
+
+
+def load_model(source: str, **changes) -> tuple[GPT, GPT2Tokenizer | CharTokenizer]:
+    """Model and tokenizer of a run, of one checkpoint, or of a GPT-2 checkpoint (hub name, folder).
+
+    `changes` override block_size (the context is cropped), dropout and vocab_multiple (padding).
+    Raises UserError if there is nothing of that name.
+    """
+    ours = Path(source).exists() and not (Path(source) / "model.safetensors").exists()
+    if not ours and not (Path(source) / "state.json").exists():
+        return GPT.from_pretrained(source, **changes), GPT2Tokenizer()
+    folder, state = newest_checkpoint(source)
+    model = build_from_state(folder, state)
+    if changes:
+        config, weights = vars(model.config).copy(), model.state_dict()
+        crop_block_size(config, weights, changes.pop("block_size", config["block_size"]))
+        model = GPT(GPTConfig(**{**config, **changes}))
+        load_weights(model, weights)
+    return model, tokenizer_from(state["tokenizer"])

@@ -1,0 +1,222 @@
+"""What a training run can be told: TrainConfig, the named presets, and the command line.
+
+This is the ground floor of the library; it imports nothing of it.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A mistake the user can mend. The message is one line: what is wrong, where, what to do."""
+
+
+def option(default, help: str, choices: tuple[str, ...] | None = None):
+    """A dataclass field that carries its own help text (and choices) for the command line."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass
+class TrainConfig:
+    """All settings of a run. Saved as a plain dict in config.json and in every checkpoint."""
+
+    # where
+    data: str = option(
+        "data/pydocs", "folder with token shards and meta.json (python data/NAME.py)"
+    )
+    out: str = option("runs/quickstart", "run directory: log, checkpoints, samples, plot")
+    seed: int = option(1337, "seed of the initialisation, the shuffle, dropout and the samples")
+    resume: bool = option(False, "continue the run in --out from its newest whole checkpoint")
+    init_from: str = option("scratch", "scratch, gpt2, gpt2-medium/-large/-xl, a folder, or a run")
+    # how it computes
+    device: str = option("auto", "auto, cpu, cuda or mps", ("auto", "cpu", "cuda", "mps"))
+    dtype: str = option(
+        "auto",
+        "arithmetic of the matrix products; auto takes bfloat16 where it is fast",
+        ("auto", "float32", "bfloat16", "float16"),
+    )
+    compile: str = option("auto", "torch.compile; auto: on for CUDA", ("auto", "on", "off"))
+    # model
+    n_layer: int = option(12, "transformer blocks")
+    n_head: int = option(12, "attention heads per block")
+    n_embd: int = option(768, "channels of the residual stream")
+    block_size: int = option(1024, "context length (tokens)")
+    dropout: float = option(0.0, "dropout probability in training")
+    bias: bool = option(True, "biases in linear layers and layer norms, as GPT-2 has")
+    vocab_multiple: int = option(
+        64, "rows of wte are padded up to a multiple of this (1: no padding)"
+    )
+    attention: str = option("sdpa", "attention kernel; sdpa is PyTorch's", ("sdpa", "manual"))
+    # batch and schedule
+    batch_size: int = option(64, "rows per micro-batch and process: as many as fit in memory")
+    total_batch_size: int = option(524288, "tokens per optimizer step, over all processes")
+    max_steps: int = option(19073, "optimizer steps")
+    learning_rate: float = option(6e-4, "peak learning rate, reached after the warm-up")
+    min_lr: float = option(6e-5, "learning rate at the end of the cosine")
+    warmup_steps: int = option(715, "steps of linear warm-up")
+    weight_decay: float = option(0.1, "AdamW weight decay, on matrices only")
+    beta1: float = option(0.9, "AdamW: decay of the gradient's running mean")
+    beta2: float = option(0.95, "AdamW: decay of the squared gradient's running mean")
+    grad_clip: float = option(1.0, "largest gradient norm (0: no clipping)")
+    shuffle: bool = option(True, "visit the windows of each epoch in a seeded random order")
+    # watching
+    eval_every: int = option(250, "steps between validation losses (0: only at the end)")
+    eval_tokens: int = option(10_485_760, "validation tokens per evaluation, always the same ones")
+    save_every: int = option(1000, "steps between checkpoints (0: only at the end)")
+    keep_checkpoints: int = option(2, "newest checkpoints to keep (0: all)")
+    sample_every: int = option(250, "steps between samples (0: only at the end)")
+    sample_tokens: int = option(64, "tokens per sample")
+    sample_prompt: str = option("Hello, I'm a language model,", "prompt of the samples")
+    hellaswag_every: int = option(0, "steps between HellaSwag scores (0: never)")
+    hellaswag_data: str = option(
+        "data/hellaswag/val.jsonl", "items made by python data/hellaswag.py"
+    )
+    log_every: int = option(10, "steps between lines on the terminal (log.jsonl has every step)")
+    logger: str = option("none", "also log to this", ("none", "tensorboard", "wandb"))
+
+
+GPT2_124M = dict(
+    data="data/fineweb", eval_every=250, save_every=1000, sample_every=250, hellaswag_every=250
+)
+
+# Sizes: GPT-2 paper, table 2. Peak learning rates: GPT-3 paper, table 2.1 (floor: a tenth).
+PRESETS: dict[str, dict] = {
+    "quickstart": dict(
+        data="data/pydocs", out="runs/quickstart",
+        n_layer=4, n_head=4, n_embd=256, block_size=128, bias=False, vocab_multiple=1,
+        batch_size=32, total_batch_size=32 * 128, max_steps=1000,
+        learning_rate=3e-3, min_lr=3e-4, warmup_steps=50, beta2=0.99,
+        eval_every=250, eval_tokens=65_536, save_every=250, sample_every=250,
+        sample_prompt="The ", sample_tokens=200, log_every=25,
+    ),
+    # nanoGPT's README example for a laptop, number by number
+    "shakespeare-char": dict(
+        data="data/shakespeare", out="runs/shakespeare-char",
+        n_layer=4, n_head=4, n_embd=128, block_size=64, bias=False, vocab_multiple=1,
+        batch_size=12, total_batch_size=12 * 64, max_steps=2000,
+        learning_rate=1e-3, min_lr=1e-4, warmup_steps=100, beta2=0.99,
+        eval_every=250, eval_tokens=110_592, save_every=500, sample_every=500,
+        sample_prompt="\n", sample_tokens=200, log_every=50,
+    ),
+    # nanoGPT's config/train_shakespeare_char.py, three minutes of an A100
+    "shakespeare-char-gpu": dict(
+        data="data/shakespeare", out="runs/shakespeare-char-gpu",
+        n_layer=6, n_head=6, n_embd=384, block_size=256, bias=False, vocab_multiple=1, dropout=0.2,
+        batch_size=64, total_batch_size=64 * 256, max_steps=5000,
+        learning_rate=1e-3, min_lr=1e-4, warmup_steps=100, beta2=0.99,
+        eval_every=250, eval_tokens=110_592, save_every=1000, sample_every=1000,
+        sample_prompt="\n", sample_tokens=500,
+    ),
+    "gpt2-124m": dict(GPT2_124M, out="runs/gpt2-124m"),
+    "gpt2-350m": dict(
+        GPT2_124M, out="runs/gpt2-350m", n_layer=24, n_head=16, n_embd=1024,
+        batch_size=32, learning_rate=3e-4, min_lr=3e-5,
+    ),
+    "gpt2-774m": dict(
+        GPT2_124M, out="runs/gpt2-774m", n_layer=36, n_head=20, n_embd=1280,
+        batch_size=16, learning_rate=2.5e-4, min_lr=2.5e-5,
+    ),
+    "gpt2-1558m": dict(
+        GPT2_124M, out="runs/gpt2-1558m", n_layer=48, n_head=25, n_embd=1600,
+        batch_size=8, learning_rate=2e-4, min_lr=2e-5,
+    ),
+    "gpt3-125m": dict(GPT2_124M, out="runs/gpt3-125m", block_size=2048, batch_size=32),
+    "finetune-shakespeare": dict(
+        data="data/shakespeare_gpt2", out="runs/finetune-shakespeare", init_from="gpt2",
+        batch_size=4, total_batch_size=32 * 1024, max_steps=40,
+        learning_rate=3e-5, min_lr=3e-5, warmup_steps=0,
+        eval_every=10, eval_tokens=32_768, save_every=20, sample_every=20,
+        sample_prompt="\n", log_every=1,
+    ),
+}  # fmt: skip
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line with exit status 2; usage is left to --help."""
+
+    def error(self, message: str):
+        """Print `prog: message` and exit 2."""
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def parse_config(argv: list[str] | None = None) -> TrainConfig:
+    """Read `[PRESET] [--field value …]`; `--max-steps 10` and `--max_steps=10` are the same."""
+    parser = OneLineParser(
+        prog="train.py",
+        description="Train a GPT. Flags override the preset.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    names = ", ".join(PRESETS)
+    parser.add_argument("preset", nargs="?", default="quickstart", help=f"one of: {names}")
+    for f in fields(TrainConfig):
+        flags = list(dict.fromkeys([f"--{f.name.replace('_', '-')}", f"--{f.name}"]))
+        kind = {"type": f.type, "choices": f.metadata["choices"]}
+        if f.type is bool:
+            kind = {"action": argparse.BooleanOptionalAction}
+        parser.add_argument(*flags, default=f.default, help=f.metadata["help"], **kind)
+    argv = sys.argv[1:] if argv is None else argv
+    preset = parser.parse_known_args(argv)[0].preset
+    if preset not in PRESETS:
+        parser.error(f"unknown preset {preset!r}; choose one of {names}")
+    parser.set_defaults(**PRESETS[preset])
+    chosen = parser.parse_args(argv)
+    if chosen.resume:  # the run's own settings, unless a flag says otherwise
+        parser.set_defaults(**saved_settings(Path(chosen.out)))
+    values = vars(parser.parse_args(argv))
+    values.pop("preset")
+    config = TrainConfig(**values)
+    check_config(config)
+    return config
+
+
+def saved_settings(out: Path) -> dict:
+    """The config.json of a run to be resumed; raises UserError if there is none."""
+    path = out / "config.json"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        known = {f.name for f in fields(TrainConfig)} - {"out", "resume"}
+        return {name: value for name, value in saved.items() if name in known}
+    except FileNotFoundError as error:
+        raise UserError(f"{out}: no run to resume here (no config.json)") from error
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: damaged, so the run cannot be resumed") from error
+
+
+def check_config(config: TrainConfig) -> None:
+    """Raise UserError for a value that cannot work on any machine."""
+    positive = (
+        "n_layer n_head n_embd block_size vocab_multiple batch_size total_batch_size max_steps "
+        "eval_tokens sample_tokens log_every learning_rate"
+    )
+    for name in positive.split():
+        if not getattr(config, name) > 0:
+            raise UserError(f"--{name.replace('_', '-')} must be greater than 0")
+    for f in fields(TrainConfig):
+        if f.type in (int, float) and not getattr(config, f.name) >= 0:
+            raise UserError(f"--{f.name.replace('_', '-')} must not be negative")
+    if not config.dropout < 1:
+        raise UserError("--dropout must be less than 1")
+    if config.n_embd % config.n_head:
+        raise UserError(f"--n-embd {config.n_embd} cannot be divided by --n-head {config.n_head}")
+
+
+def grad_accum_steps(config: TrainConfig, world_size: int) -> int:
+    """Micro-steps per optimizer step: total_batch_size over what all processes read at once."""
+    tokens = config.batch_size * config.block_size * world_size
+    if config.total_batch_size % tokens:
+        nearest = max(1, round(config.total_batch_size / tokens)) * tokens
+        raise UserError(
+            f"--total-batch-size {config.total_batch_size} cannot be divided by batch_size × "
+            f"block_size × processes = {config.batch_size} × {config.block_size} × {world_size} = "
+            f"{tokens}; the nearest that can is {nearest}"
+        )
+    return config.total_batch_size // tokens
+
+
+def as_dict(config: TrainConfig) -> dict:
+    """The settings as plain Python values, for JSON."""
+    return dataclasses.asdict(config)

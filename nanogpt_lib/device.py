@@ -1,0 +1,135 @@
+"""What the machine can do: device, number format, compilation, and how much of it a run uses.
+
+Exported from notebooks/05_speedups.ipynb; edit the notebook, not this file.
+"""
+
+import contextlib
+import platform
+
+import torch
+import torch.nn as nn
+
+from nanogpt_lib.config import UserError
+
+# Dense bf16/fp16 matrix products, in TFLOP/s, from the makers' data sheets (without sparsity).
+PEAK_TFLOPS = {
+    "B200": 2250,
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "A10": 125,
+    "L4": 121,
+    "RTX 5090": 209.5,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71,
+    "T4": 65,
+    "V100": 125,
+}
+
+
+def detect_device(wanted: str = "auto") -> torch.device:
+    """`auto` takes cuda, then mps, then cpu. Raises UserError for a device that is not there."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available.get(wanted.split(":")[0], False):
+        have = ", ".join(name for name, there in available.items() if there)
+        raise UserError(f"--device {wanted}: not available here (this machine has: {have})")
+    return torch.device(wanted)
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for bf16 products; without them fp32 is faster."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def choose_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
+    """The number format of the matrix products: bf16 where the hardware multiplies it, else fp16 on
+    CUDA (with a gradient scaler), else fp32. Raises UserError for one the device cannot do."""
+    can_bf16 = {
+        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+        "cpu": cpu_multiplies_bfloat16,
+        "mps": lambda: True,
+    }[device.type]()
+    if wanted == "auto":
+        if device.type == "mps":
+            return torch.float32  # slower than bf16 there, but exact everywhere
+        if can_bf16:
+            return torch.bfloat16
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if wanted == "bfloat16" and device.type == "cuda" and not can_bf16:
+        raise UserError("--dtype bfloat16: this GPU cannot multiply it; use float16")
+    if wanted == "float16" and device.type == "cpu":
+        raise UserError("--dtype float16: not for training on a CPU; use bfloat16 or float32")
+    return getattr(torch, wanted)
+
+
+def allow_tf32() -> None:
+    """Let fp32 matrix products use TF32 tensor cores: 10 bits of mantissa in, fp32 sums."""
+    torch.set_float32_matmul_precision("high")
+
+
+def autocast(device: torch.device, dtype: torch.dtype):
+    """A context in which matrix products run in dtype; weights and sums stay fp32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device_type=device.type, dtype=dtype)
+
+
+def compile_model(model: nn.Module, wanted: str, device: torch.device, x, y, dtype):
+    """Compile for training, tried on one micro-batch (x, y); return (callable, what was done).
+
+    `auto` compiles on CUDA only. If compilation fails (no C++ compiler, Windows, an old GPU), the
+    plain model is returned with the reason. The model itself stays as it is: sampling, evaluation
+    and checkpoints use it, share its weights and never see a recompilation.
+    """
+    if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
+        return model, "not compiled"
+    try:
+        compiled = torch.compile(model)
+        with autocast(device, dtype):
+            _, loss = compiled(x, y)
+        loss.backward()
+        result = compiled, "compiled"
+    except Exception as error:
+        first = str(error).strip().split("\n")[0][:120]
+        result = model, f"not compiled ({type(error).__name__}: {first})"
+    model.zero_grad(set_to_none=True)
+    return result
+
+
+def flops_per_token(model: nn.Module) -> int:
+    """Floating-point operations per training token: 6 per weight and 12·L·C·T for attention.
+
+    Forward 2 per weight in a matrix product, backward twice that; PaLM paper, appendix B. The
+    embedding wpe is only looked up; wte counts because it is also the output head.
+    """
+    config = model.config
+    weights = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    weights -= model.transformer.wpe.weight.numel()
+    return 6 * weights + 12 * config.n_layer * config.n_embd * config.block_size
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The device's peak in FLOP/s for bf16/fp16 products, from its data sheet; None if unknown."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((t * 1e12 for card, t in PEAK_TFLOPS.items() if card in name), None)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was given: before every look at the clock."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,48 @@
+"""Validation loss: a number that depends on the model and the data, and on nothing else.
+
+Exported from notebooks/09_hellaswag.ipynb; edit the notebook, not this file.
+"""
+
+import torch
+
+from nanogpt_lib.device import autocast
+from nanogpt_lib.distributed import World, add_up
+from nanogpt_lib.model import GPT
+from nanogpt_lib.shards import TokenStream
+
+
+@torch.inference_mode()
+def validation_loss(
+    model: GPT,
+    stream: TokenStream,
+    *,
+    tokens: int,
+    batch_size: int,
+    world: World = World(),  # noqa: B008 (frozen)
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """Mean cross entropy in nats per token over the first `tokens` tokens of a stream.
+
+    Always the same windows: they are dealt to the processes like cards and the sums added up, so
+    neither the number of processes nor the batch size changes the result. All of the stream is used
+    if it is shorter than `tokens`.
+    """
+    device = torch.device(device)
+    T = min(model.config.block_size, len(stream) - 1)
+    windows = max(1, min(tokens, len(stream) - 1) // T)
+    mine = range(world.rank, windows, world.size)
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    for first in range(0, len(mine), batch_size):
+        rows = [stream.read(w * T, T + 1) for w in mine[first : first + batch_size]]
+        batch = torch.stack([torch.from_numpy(row) for row in rows]).to(device)
+        x, y = batch[:, :-1], batch[:, 1:]
+        with autocast(device, dtype):
+            _, loss = model(x, y)
+        total += loss.item() * y.numel()
+        count += y.numel()
+    model.train(was_training)
+    total, count = add_up([total, float(count)], world, device)
+    return total / count

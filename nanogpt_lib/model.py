@@ -1,0 +1,234 @@
+"""The GPT-2 transformer: attention, MLP, block, and the model that stacks them.
+
+Exported from notebooks/02_module.ipynb; edit the notebook, not this file.
+
+Shapes: B batch, T time, C channels (n_embd), H heads, D head size = C // H, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.nn import functional as F
+
+from nanogpt_lib.config import UserError
+from nanogpt_lib.pretrained import crop_block_size, load_pretrained
+
+
+@dataclass
+class GPTConfig:
+    """The shape of a GPT; the defaults are GPT-2 124M."""
+
+    block_size: int = 1024  # longest context: rows of wpe
+    vocab_size: int = 50257  # tokens that exist: 50,000 merges + 256 bytes + <|endoftext|>
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = True  # biases in Linear and LayerNorm, as GPT-2 has
+    vocab_multiple: int = 1  # rows of wte are padded up to a multiple of this (64 is fast on GPUs)
+    attention: str = "sdpa"  # "sdpa": PyTorch's fused kernels; "manual": attention_by_hand below
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of wte: vocab_size rounded up to a multiple of vocab_multiple."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+
+def attention_by_hand(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """softmax(q kᵀ / √D) v, causal. q: (B, H, T, D); k and v: (B, H, S, D), S ≥ T.
+
+    Query t is the token at position S - T + t of the keys, and may look at keys up to that one.
+    """
+    T, S = q.size(-2), k.size(-2)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
+    visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(diagonal=S - T)
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
+    return F.dropout(weights, dropout) @ v  # (B, H, T, D)
+
+
+def attention_fused(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+    """The same function through `scaled_dot_product_attention`, which never stores the scores."""
+    T, S = q.size(-2), k.size(-2)
+    if T == S:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    visible = None  # a single new token sees every key in the cache
+    if T > 1:
+        visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(diagonal=S - T)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which a token sees itself and what came before."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        if config.n_embd % config.n_head:
+            raise UserError(f"n_embd {config.n_embd} cannot be divided by n_head {config.n_head}")
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.attend = {"manual": attention_by_hand, "sdpa": attention_fused}[config.attention]
+
+    def forward(self, x: Tensor, past=None) -> Tensor:
+        """x: (B, T, C) → (B, T, C). `past` holds earlier keys and values (see sampling.py)."""
+        B, T, C = x.size()
+        q, k, v = self.c_attn(x).split(C, dim=2)
+        # heads are a second batch dimension: (B, T, C) → (B, T, H, D) → (B, H, T, D)
+        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))
+        if past is not None:
+            k, v = past.append(k, v)  # (B, H, S, D) with everything seen so far
+        dropout = self.dropout if self.training else 0.0
+        y = self.attend(q, k, v, dropout)  # (B, H, T, D)
+        y = y.transpose(1, 2).contiguous().view(B, T, C)  # heads side by side again
+        return F.dropout(self.c_proj(y), dropout)
+
+
+class MLP(nn.Module):
+    """Two linear layers, four times as wide in between; works on each token alone."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.gelu = nn.GELU(approximate="tanh")  # the approximation GPT-2 was trained with
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, T, C) → (B, T, 4C) → (B, T, C)."""
+        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    """Tokens exchange information (attention), then each thinks about it (MLP).
+
+    Pre-norm: the residual stream x is only ever added to, so gradients reach every layer unscaled.
+    """
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, past=None) -> Tensor:
+        """x: (B, T, C) → (B, T, C)."""
+        x = x + self.attn(self.ln_1(x), past)
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+
+class GPT(nn.Module):
+    """Token + position embeddings, n_layer blocks, a final norm, and the tied output head."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            dict(
+                wte=nn.Embedding(config.padded_vocab_size, config.n_embd),
+                wpe=nn.Embedding(config.block_size, config.n_embd),
+                drop=nn.Dropout(config.dropout),
+                h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                ln_f=nn.LayerNorm(config.n_embd, bias=config.bias),
+            )
+        )
+        self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        self.transformer.wte.weight = self.lm_head.weight  # one matrix, two jobs
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """GPT-2's initialisation: std 0.02, wpe 0.01, zero biases (openai/gpt-2, src/model.py).
+
+        The two projections that write into the residual stream are scaled by 1/√(2·n_layer), so
+        that 2·n_layer additions leave its variance near 1 (GPT-2 paper, section 2.3).
+        """
+        residual_std = 0.02 / math.sqrt(2 * self.config.n_layer)
+        for name, p in self.named_parameters():
+            if name.endswith("c_proj.weight"):
+                nn.init.normal_(p, std=residual_std)
+            elif name.endswith("wpe.weight"):
+                nn.init.normal_(p, std=0.01)
+            elif p.dim() == 2:
+                nn.init.normal_(p, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def hidden_states(self, idx: Tensor, cache: list | None = None) -> Tensor:
+        """Everything below the output head. idx: (B, T) token ids → (B, T, C).
+
+        With a cache (one entry per block, see sampling.py) idx holds only the tokens that follow
+        what is cached. Raises UserError if the sequence is longer than block_size.
+        """
+        start = cache[0].length if cache else 0
+        end = start + idx.size(1)
+        if end > self.config.block_size:
+            raise UserError(f"{end} tokens exceed the block_size of {self.config.block_size}")
+        position = torch.arange(start, end, device=idx.device)
+        x = self.transformer.wte(idx) + self.transformer.wpe(position)  # (B, T, C) + (T, C)
+        x = self.transformer.drop(x)
+        for i, block in enumerate(self.transformer.h):
+            x = block(x, cache[i] if cache else None)
+        return self.transformer.ln_f(x)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return logits (B, T, V) and, given targets (B, T), the mean cross entropy in nats.
+
+        The columns of the padding rows are cut off, so they neither take part in the softmax nor
+        can be drawn; the matrix product itself keeps its round width.
+        """
+        logits = self.lm_head(self.hidden_states(idx))[..., : self.config.vocab_size]
+        if targets is None:
+            return logits, None
+        loss = F.cross_entropy(logits.float().reshape(-1, logits.size(-1)), targets.reshape(-1))
+        return logits, loss
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits for sampling and scoring, (…, C) → (…, vocab_size) in float32, autocast or not.
+
+        bf16 near 3 has steps of 0.0156: ties between endings, wrong odds between tokens.
+        """
+        weight = self.lm_head.weight
+        with torch.autocast(device_type=hidden.device.type, enabled=False):
+            logits = F.linear(hidden.to(weight.dtype), weight)
+        return logits[..., : self.config.vocab_size].float()
+
+    @classmethod
+    def from_pretrained(cls, source: str, **changes) -> "GPT":
+        """Build a model from a GPT-2 checkpoint (gpt2 … gpt2-xl, a hub name or a folder).
+
+        `changes` override fields of GPTConfig: block_size (cropped), dropout, vocab_multiple.
+        """
+        config, state = load_pretrained(source)
+        crop_block_size(config, state, changes.pop("block_size", config["block_size"]))
+        model = cls(GPTConfig(**{**config, **changes}))
+        load_weights(model, state)
+        return model
+
+
+def load_weights(model: GPT, state: dict[str, Tensor]) -> None:
+    """Copy a state dict into a model; wte may be padded to another number of rows.
+
+    Raises UserError that names the first tensor that is missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    if odd := sorted(set(own) ^ set(state)):
+        raise UserError(f"checkpoint and model differ in {len(odd)} tensors, first {odd[0]}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            given = state[name]
+            if name in ("transformer.wte.weight", "lm_head.weight"):  # padding rows are never read
+                given = F.pad(given[: len(tensor)], (0, 0, 0, max(0, len(tensor) - len(given))))
+            if given.shape != tensor.shape:
+                shapes = f"{tuple(given.shape)}, the model needs {tuple(tensor.shape)}"
+                raise UserError(f"{name} has shape {shapes}")
+            tensor.copy_(given)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of a model; a tied matrix counts once."""
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,161 @@
+"""Read a Hugging Face GPT-2 checkpoint into a plain config and state dict; write ours as one.
+
+Exported from notebooks/01_checkpoint.ipynb; edit the notebook, not this file.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from nanogpt_lib.config import UserError
+
+GPT2_SIZES = {
+    "gpt2": dict(n_layer=12, n_head=12, n_embd=768),  # 124M parameters
+    "gpt2-medium": dict(n_layer=24, n_head=16, n_embd=1024),  # 350M
+    "gpt2-large": dict(n_layer=36, n_head=20, n_embd=1280),  # 774M
+    "gpt2-xl": dict(n_layer=48, n_head=25, n_embd=1600),  # 1558M
+}
+
+# OpenAI's code applied these as a 1-dimensional convolution, so they are stored (in, out);
+# nn.Linear keeps (out, in).
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+
+def hub_file(repo: str, filename: str) -> Path | None:
+    """Download one file of a hub repository (or find it in the cache); None if it has no such file.
+
+    Obeys HF_ENDPOINT, HF_HUB_OFFLINE and the cache settings of huggingface_hub.
+    Raises UserError when the hub cannot be reached and the file is not cached.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo, filename))
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{repo}: not in the local cache and the hub cannot be reached; "
+            "connect once, or give a folder with config.json and model.safetensors"
+        ) from error
+    except EntryNotFoundError:
+        return None
+    except Exception as error:  # a missing repository, a broken transfer, a proxy that refuses
+        first = str(error).strip().split("\n")[0]
+        raise UserError(f"{repo}: {filename} could not be downloaded ({first})") from error
+
+
+def find_file(source: str, filename: str) -> Path | None:
+    """Locate one file of a checkpoint: in a local folder, in NANOGPT_MIRROR, or on the hub."""
+    mirror = os.environ.get("NANOGPT_MIRROR", "")
+    for folder in (Path(source), Path(mirror) / source):
+        if folder.is_dir():
+            path = folder / filename
+            return path if path.exists() else None
+    return hub_file(f"openai-community/{source}" if source in GPT2_SIZES else source, filename)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Load a .safetensors or PyTorch file without ever unpickling code."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a whole checkpoint file ({error})") from error
+    except Exception as error:  # pickle.UnpicklingError: the file holds something else than tensors
+        raise UserError(f"{path}: refused, holds more than tensors") from error
+
+
+def read_weights(source: str) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, from one file or from the parts an index lists."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if path := find_file(source, name):
+            return read_tensors(path)
+        if index := find_file(source, f"{name}.index.json"):
+            parts = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
+            tensors = {}
+            for part in parts:
+                if Path(part).name != part or not (path := find_file(source, part)):
+                    raise UserError(f"{source}: part {part} of the checkpoint is missing")
+                tensors |= read_tensors(path)
+            return tensors
+    raise UserError(f"{source}: neither model.safetensors nor pytorch_model.bin")
+
+
+def load_pretrained(source: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Read a GPT-2 checkpoint: gpt2, gpt2-medium, gpt2-large, gpt2-xl, a hub name or a folder.
+
+    Returns the fields of a GPTConfig as a dict, and a float32 state dict with the names and shapes
+    of model.GPT: Conv1D weights transposed to nn.Linear's (out, in), mask buffers left out, lm_head
+    the very tensor of wte. Raises UserError if a file is missing, cut short or of another model.
+    """
+    if not (path := find_file(source, "config.json")):
+        raise UserError(f"{source}: no config.json, so not a Hugging Face checkpoint")
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    if raw.get("model_type") != "gpt2":
+        raise UserError(f"{source}: model_type is {raw.get('model_type')!r}, expected 'gpt2'")
+    config = {
+        "block_size": raw.get("n_positions", 1024),
+        "vocab_size": raw.get("vocab_size", 50257),
+        **{key: raw.get(key, GPT2_SIZES["gpt2"][key]) for key in ("n_layer", "n_head", "n_embd")},
+    }
+    state = {}
+    for name, tensor in read_weights(source).items():
+        if name.endswith((".attn.bias", ".attn.masked_bias")) or name == "lm_head.weight":
+            continue
+        name = "transformer." + name.removeprefix("transformer.")
+        state[name] = tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor
+    state = {name: tensor.float() for name, tensor in state.items()}
+    wte = state.get("transformer.wte.weight")
+    if wte is None or wte.shape != (config["vocab_size"], config["n_embd"]):
+        raise UserError(f"{source}: wte does not have the shape that config.json promises")
+    state["lm_head.weight"] = wte
+    return config, state
+
+
+def crop_block_size(config: dict, state: dict, block_size: int) -> None:
+    """Shorten the context in place: a shorter one needs only the first rows of wpe."""
+    if block_size > config["block_size"]:
+        raise UserError(f"block_size {block_size} is over the model's {config['block_size']}")
+    config["block_size"] = block_size
+    state["transformer.wpe.weight"] = state["transformer.wpe.weight"][:block_size].clone()
+
+
+def save_huggingface(folder: str | Path, config: dict, state: dict[str, torch.Tensor]) -> None:
+    """Write config.json and model.safetensors that `AutoModelForCausalLM.from_pretrained` loads.
+
+    `config` holds the fields of GPTConfig, `state` a state dict of model.GPT. Padding rows of wte
+    are removed; biases that a bias-free model lacks are written as zeros: the logits stay equal.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, tensor in state.items():
+        if name != "lm_head.weight":  # tied: transformers makes it from wte
+            tensor = tensor.detach().float().cpu()
+            tensors[name] = (tensor.t() if name.endswith(TRANSPOSED) else tensor).contiguous()
+    for name in [n for n in tensors if n.endswith(".weight") and "wte" not in n and "wpe" not in n]:
+        bias = name.removesuffix("weight") + "bias"
+        tensors.setdefault(bias, torch.zeros(tensors[name].shape[-1]))
+    wte = tensors["transformer.wte.weight"]
+    tensors["transformer.wte.weight"] = wte[: config["vocab_size"]].clone()
+    raw = {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "n_positions": config["block_size"],
+        "vocab_size": config["vocab_size"],
+        **{key: config[key] for key in ("n_layer", "n_head", "n_embd")},
+        "activation_function": "gelu_new",  # their name for the tanh approximation
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+        "bos_token_id": 50256 if config["vocab_size"] == 50257 else None,
+        "eos_token_id": 50256 if config["vocab_size"] == 50257 else None,
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,135 @@
+"""Draw text from a model: temperature, top-k, top-p, and a key-value cache that makes it linear.
+
+Exported from notebooks/03_sampling.ipynb; edit the notebook, not this file.
+
+Shapes: B rows generated side by side, T tokens fed at once, S tokens in the cache, V vocabulary.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nanogpt_lib.config import UserError
+from nanogpt_lib.model import GPT
+
+
+class LayerCache:
+    """Keys and values of one block, (B, H, S, D), in a buffer allocated once."""
+
+    def __init__(self, block_size: int):
+        self.block_size = block_size
+        self.length = 0  # S, tokens held
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the keys and values of T new tokens; return those of all S tokens so far."""
+        B, H, T, D = k.shape
+        if self.length == 0:
+            self.k = k.new_empty(B, H, self.block_size, D)
+            self.v = v.new_empty(B, H, self.block_size, D)
+        end = self.length + T
+        self.k[:, :, self.length : end] = k
+        self.v[:, :, self.length : end] = v
+        self.length = end
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+
+def new_cache(model: GPT) -> list[LayerCache]:
+    """An empty cache for `model.hidden_states(idx, cache)`, one entry per block."""
+    return [LayerCache(model.config.block_size) for _ in range(model.config.n_layer)]
+
+
+def next_token_probabilities(
+    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
+    """Logits (B, V) → probabilities (B, V), in float32.
+
+    temperature → 0 sharpens towards the largest logit (0 is greedy); top_k keeps the k largest;
+    top_p keeps the smallest set of tokens whose probability reaches p (Holtzman et al. 2019).
+    """
+    logits = logits.float()
+    if temperature == 0:
+        return F.one_hot(logits.argmax(dim=-1), logits.size(-1)).float()
+    logits = logits / temperature
+    if top_k is not None:
+        kth = logits.topk(min(top_k, logits.size(-1)), dim=-1).values[:, -1:]  # (B, 1)
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    probs = logits.softmax(dim=-1)
+    if top_p is not None:
+        sorted_probs, order = probs.sort(dim=-1, descending=True)
+        before = sorted_probs.cumsum(dim=-1) - sorted_probs  # mass of the tokens ranked higher
+        drop = torch.zeros_like(probs, dtype=torch.bool).scatter(1, order, before >= top_p)
+        probs = probs.masked_fill(drop, 0.0)
+        probs = probs / probs.sum(dim=-1, keepdim=True)
+    return probs
+
+
+def context_start(length: int, block_size: int) -> int:
+    """First token a model still sees when the text has `length` tokens.
+
+    0 until the context is full. Then the older half is dropped at once, not one token per step:
+    every position shifts, so the cache must be rebuilt, and this way that is rarely.
+    """
+    if length <= block_size:
+        return 0
+    half = max(1, block_size // 2)
+    return -(-(length - block_size) // half) * half
+
+
+@torch.inference_mode()
+def stream(
+    model: GPT,
+    idx: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eot: int | None = None,
+    generator: torch.Generator | None = None,
+    use_cache: bool = True,
+) -> Iterator[Tensor]:
+    """Yield the next token of every row, (B, 1), up to max_new_tokens times; see `generate`."""
+    if idx.size(1) == 0:
+        raise UserError("the prompt is empty: there is nothing to continue")
+    if idx.size(1) > model.config.block_size:
+        raise UserError(
+            f"the prompt has {idx.size(1)} tokens, over the context of {model.config.block_size}"
+        )
+    start, cache = 0, new_cache(model)
+    finished = torch.zeros(idx.size(0), 1, dtype=torch.bool, device=idx.device)
+    for _ in range(max_new_tokens):
+        moved = context_start(idx.size(1), model.config.block_size)
+        if moved != start:
+            start, cache = moved, new_cache(model)
+        if use_cache:
+            hidden = model.hidden_states(idx[:, start + cache[0].length :], cache)
+        else:
+            hidden = model.hidden_states(idx[:, start:])
+        logits = model.head(hidden[:, -1])  # (B, V): only the last position predicts
+        probs = next_token_probabilities(logits, temperature, top_k, top_p)
+        token = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
+        if eot is not None:
+            token = torch.where(finished, eot, token)
+            finished |= token == eot
+        idx = torch.cat([idx, token], dim=1)
+        yield token
+        if eot is not None and finished.all():
+            return
+
+
+def generate(model: GPT, idx: Tensor, max_new_tokens: int, **how) -> Tensor:
+    """Continue the prompts idx (B, T) and return prompts and continuation, (B, T + new).
+
+    Keywords: temperature, top_k, top_p (see next_token_probabilities), eot (a row that drew it is
+    filled with it; all rows done stops early), generator (a seeded one repeats the text), use_cache
+    (False recomputes everything at every step; the tokens are the same). The model is put into
+    evaluation mode meanwhile. Raises UserError for an empty prompt or one over block_size.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        return torch.cat([idx, *stream(model, idx, max_new_tokens, **how)], dim=1)
+    finally:
+        model.train(was_training)
