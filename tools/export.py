@@ -162,13 +162,14 @@ def build(root: Path) -> dict[Path, str]:
             names = ", ".join(sorted(missing))
             raise ExportError(f"{entry['nb'].name}: module {module} uses undefined {names}")
         files[root / PACKAGE / f"{module}.py"] = text
-    for file in sorted((root / PACKAGE).glob("*.py")):
-        origin = re.search(
-            r"^Exported from notebooks/", file.read_text("utf-8"), flags=re.MULTILINE
-        )
-        if origin and file not in files:
-            raise ExportError(f"{PACKAGE}/{file.name}: no notebook exports it any more; remove it")
     return files
+
+
+def orphans(root: Path, files: dict[Path, str]) -> list[str]:
+    """Exported modules in the library that no notebook exports any more."""
+    exported = [f for f in sorted((root / PACKAGE).glob("*.py")) if f not in files]
+    mark = "\nExported from notebooks/"
+    return [f.name for f in exported if mark in f.read_text(encoding="utf-8")]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -199,7 +200,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"wrote {name}")
     if args.check and stale:
         print(f"export: {stale} modules differ from the notebooks: python tools/export.py")
-    return int(args.check and stale > 0)
+    for name in (left := orphans(args.root, files)):
+        print(f"export: {PACKAGE}/{name}: no notebook exports it (any more)", file=sys.stderr)
+    return int(bool(left) or args.check and stale > 0)
 
 
 if __name__ == "__main__":
