@@ -143,32 +143,38 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
+def run_program(name: str, main) -> None:
+    """Run a program's main() and exit with what it returns; a UserError is one line, exit 1."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"{name}: {error}")
+
+
 def parse_config(argv: list[str] | None = None) -> TrainConfig:
     """Read `[PRESET] [--field value …]`; `--max-steps 10` and `--max_steps=10` are the same."""
+    names = ", ".join(PRESETS)
     parser = OneLineParser(
         prog="train.py",
-        description="Train a GPT. Flags override the preset.",
+        usage="train.py [PRESET] [--field value …]",
+        description=f"Train a GPT. Presets: {names}. Flags override the preset.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    names = ", ".join(PRESETS)
-    parser.add_argument("preset", nargs="?", default="quickstart", help=f"one of: {names}")
     for f in fields(TrainConfig):
         flags = list(dict.fromkeys([f"--{f.name.replace('_', '-')}", f"--{f.name}"]))
         kind = {"type": f.type, "choices": f.metadata["choices"]}
         if f.type is bool:
             kind = {"action": argparse.BooleanOptionalAction}
         parser.add_argument(*flags, default=f.default, help=f.metadata["help"], **kind)
-    argv = sys.argv[1:] if argv is None else argv
-    preset = parser.parse_known_args(argv)[0].preset
+    argv = list(sys.argv[1:] if argv is None else argv)
+    preset = argv.pop(0) if argv and not argv[0].startswith("-") else "quickstart"
     if preset not in PRESETS:
         parser.error(f"unknown preset {preset!r}; choose one of {names}")
     parser.set_defaults(**PRESETS[preset])
     chosen = parser.parse_args(argv)
     if chosen.resume:  # the run's own settings, unless a flag says otherwise
         parser.set_defaults(**saved_settings(Path(chosen.out)))
-    values = vars(parser.parse_args(argv))
-    values.pop("preset")
-    config = TrainConfig(**values)
+    config = TrainConfig(**vars(parser.parse_args(argv)))
     check_config(config)
     return config
 

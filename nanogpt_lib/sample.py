@@ -12,13 +12,12 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import codecs
-import sys
 from pathlib import Path
 
 import torch
 
 from nanogpt_lib.checkpoint import load_model
-from nanogpt_lib.config import OneLineParser, UserError
+from nanogpt_lib.config import OneLineParser, UserError, run_program
 from nanogpt_lib.device import autocast, choose_dtype, detect_device
 from nanogpt_lib.sampling import stream
 
@@ -90,7 +89,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"sample.py: {error}")
+    run_program("sample.py", main)

@@ -17,13 +17,16 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import math
+import re
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.nn as nn
 
 from nanogpt_lib.checkpoint import (
     checkpoints,
@@ -32,7 +35,14 @@ from nanogpt_lib.checkpoint import (
     load_optimizer,
     save_checkpoint,
 )
-from nanogpt_lib.config import TrainConfig, UserError, as_dict, grad_accum_steps, parse_config
+from nanogpt_lib.config import (
+    TrainConfig,
+    UserError,
+    as_dict,
+    grad_accum_steps,
+    parse_config,
+    run_program,
+)
 from nanogpt_lib.device import (
     allow_tf32,
     autocast,
@@ -53,62 +63,47 @@ from nanogpt_lib.distributed import (
     wrap_ddp,
 )
 from nanogpt_lib.evaluation import validation_loss
-from nanogpt_lib.hellaswag import read_items, score_items
+from nanogpt_lib.hellaswag import Item, read_items, score_items
 from nanogpt_lib.loader import TokenLoader
 from nanogpt_lib.logbook import RunLog, external_logger, plot_run, read_log
 from nanogpt_lib.model import GPT, GPTConfig, count_parameters
 from nanogpt_lib.optimizer import learning_rate_at, make_optimizer
 from nanogpt_lib.sampling import generate
 from nanogpt_lib.shards import TokenStream, read_meta, write_json
-from nanogpt_lib.tokenizer import tokenizer_from
+from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_multiple")
 
 
-def build_model(config: TrainConfig, vocab_size: int) -> tuple[GPT, dict, Path | None]:
-    """The model to begin with, and when resuming the checkpoint's state and folder."""
-    if config.resume:
-        model, state, folder = load_checkpoint(config.out)
-        for name in SHAPE:
-            if getattr(config, name) != getattr(model.config, name):
-                saved = getattr(model.config, name)
-                raise UserError(f"--{name.replace('_', '-')}: the run to resume has {saved}")
-        model.config.dropout = config.dropout
-        return model, state, folder
-    if config.init_from == "scratch":
-        shape = {name: getattr(config, name) for name in SHAPE}
-        torch.manual_seed(config.seed)
-        shape |= dict(dropout=config.dropout, attention=config.attention)
-        return GPT(GPTConfig(vocab_size=vocab_size, **shape)), {}, None
-    model, _ = load_model(
-        config.init_from,
-        block_size=config.block_size,
-        dropout=config.dropout,
-        vocab_multiple=config.vocab_multiple,
-    )
-    if model.config.vocab_size != vocab_size:
-        raise UserError(
-            f"--init-from {config.init_from} has {model.config.vocab_size} tokens, the data in "
-            f"{config.data} {vocab_size}: another tokenizer"
-        )
-    for name in SHAPE:  # config.json shall say what was trained
-        setattr(config, name, getattr(model.config, name))
-    return model, {}, None
+@dataclass
+class Run:
+    """What the parts of a run share."""
 
+    config: TrainConfig
+    world: World
+    device: torch.device
+    dtype: torch.dtype
+    tokenizer: GPT2Tokenizer | CharTokenizer
+    raw: GPT  # the plain module: evaluation, samples and checkpoints use it
+    model: nn.Module  # the same weights, compiled and wrapped: the training call
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    loader: TokenLoader
+    val_stream: TokenStream
+    items: list[Item]
+    log: RunLog | None = None  # rank 0 only
+    step: int = 0  # updates made so far
+    elapsed: float = 0.0  # seconds spent in updates, earlier legs of a resumed run included
 
-def claim_directory(config: TrainConfig) -> None:
-    """Refuse to write over a run."""
-    out = Path(config.out)
-    if config.resume:
-        return
-    if (out / "log.jsonl").exists() or checkpoints(out):
-        raise UserError(
-            f"{out}: holds a run already; add --resume to continue it, or another --out"
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be created ({error.strerror})") from error
+    def say(self, text: str) -> None:
+        """Print, on rank 0."""
+        if self.world.is_main:
+            print(text, flush=True)
+
+    def due(self, every: int) -> bool:
+        """Is it time? Every so many steps (0: never), and always at the end."""
+        last = self.step >= self.config.max_steps
+        return last or (every > 0 and self.step % every == 0)
 
 
 class Stopper:
@@ -125,58 +120,57 @@ class Stopper:
         signal.signal(number, signal.SIG_DFL)
 
 
-def train_step(model, loader, optimizer, scaler, config, accum, device, dtype):
-    """One update from `accum` micro-batches; return this process's mean loss and gradient norm."""
-    loss_sum = torch.zeros((), device=device)
-    for micro in range(accum):
-        x, y = loader.next_batch()
-        if device.type == "cuda":  # pinned memory lets the copy overlap with the computation
-            x, y = x.pin_memory(), y.pin_memory()
-        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-        with sync_gradients(model, sync=micro == accum - 1):
-            with autocast(device, dtype):
-                _, loss = model(x, y)
-                loss = loss / accum  # gradients add up; the loss is a mean over all micro-batches
-            loss_sum += loss.detach()
-            scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)
-    limit = config.grad_clip if config.grad_clip > 0 else math.inf
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    return loss_sum.item(), norm.item()
-
-
-def draw_samples(model, tokenizer, config, step: int, device, dtype) -> str:
-    """Two continuations of the prompt, seeded by the step; also appended to samples.txt."""
-    prompt = torch.tensor([tokenizer.encode(config.sample_prompt)] * 2, device=device)
-    generator = torch.Generator(device).manual_seed(config.seed + step)
-    with autocast(device, dtype):
-        rows = generate(model, prompt, config.sample_tokens, top_k=50, generator=generator)
-    text = "\n---\n".join(tokenizer.decode(row) for row in rows.tolist())
-    with open(Path(config.out) / "samples.txt", "a", encoding="utf-8") as file:
-        file.write(f"=== step {step}\n{text}\n\n")
-    return text
-
-
-def train(config: TrainConfig, world: World, device: torch.device, meta: dict) -> int:
-    """The run, from the first line of the log to the last; return the exit status."""
+def claim_directory(config: TrainConfig) -> None:
+    """Make the run directory; refuse one that holds a run, unless it is to be resumed."""
     out = Path(config.out)
-    say = print if world.is_main else lambda *_: None
+    if config.resume:
+        return
+    if (out / "log.jsonl").exists() or checkpoints(out):
+        raise UserError(f"{out}: holds a run; add --resume to continue it, or choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be created ({error.strerror})") from error
+
+
+def build_model(config: TrainConfig, vocab_size: int) -> tuple[GPT, dict, Path | None]:
+    """The model to begin with and, when resuming, the checkpoint's state and folder."""
+    if config.resume:
+        model, state, folder = load_checkpoint(config.out)
+        for name in SHAPE:
+            if getattr(config, name) != (saved := getattr(model.config, name)):
+                raise UserError(f"--{name.replace('_', '-')}: the run to resume has {saved}")
+        return model, state, folder
+    if config.init_from == "scratch":
+        torch.manual_seed(config.seed)
+        shape = {name: getattr(config, name) for name in (*SHAPE, "dropout", "attention")}
+        return GPT(GPTConfig(vocab_size=vocab_size, **shape)), {}, None
+    model, _ = load_model(
+        config.init_from,
+        block_size=config.block_size,
+        dropout=config.dropout,
+        vocab_multiple=config.vocab_multiple,
+    )
+    if model.config.vocab_size != vocab_size:
+        raise UserError(
+            f"--init-from {config.init_from} knows {model.config.vocab_size} tokens, the data in "
+            f"{config.data} {vocab_size}: another tokenizer"
+        )
+    for name in SHAPE:  # config.json shall say what is trained
+        setattr(config, name, getattr(model.config, name))
+    return model, {}, None
+
+
+def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict) -> Run:
+    """Open the data, build or load the model, and put everything where it was."""
     dtype = choose_dtype(device, config.dtype)
     allow_tf32()
-    accum = grad_accum_steps(config, world.size)
     tokenizer = tokenizer_from(meta["tokenizer"])
-
-    # data and model
-    train_stream, val_stream = TokenStream(config.data, "train"), TokenStream(config.data, "val")
-    raw, state, folder = build_model(config, meta["vocab_size"])
     if len(tokenizer.encode(config.sample_prompt)) not in range(1, config.block_size + 1):
         raise UserError(f"--sample-prompt must have 1 to {config.block_size} tokens")
     items = read_items(config.hellaswag_data, tokenizer) if config.hellaswag_every else []
     loader = TokenLoader(
-        train_stream,
+        TokenStream(config.data, "train"),
         config.batch_size,
         config.block_size,
         rank=world.rank,
@@ -184,143 +178,198 @@ def train(config: TrainConfig, world: World, device: torch.device, meta: dict) -
         shuffle=config.shuffle,
         seed=config.seed,
     )
+    val_stream = TokenStream(config.data, "val")
+    raw, state, folder = build_model(config, meta["vocab_size"])
     raw.to(device).train()
+    betas = (config.beta1, config.beta2)
     optimizer = make_optimizer(
-        raw,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        betas=(config.beta1, config.beta2),
+        raw, learning_rate=config.learning_rate, weight_decay=config.weight_decay, betas=betas
     )
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-
-    # compile and wrap; `raw` stays usable for evaluation, sampling and saving: same weights
-    example = torch.zeros(config.batch_size, config.block_size, dtype=torch.long, device=device)
-    model, compiled = compile_model(raw, config.compile, device, example, example, dtype)
+    x = torch.zeros(config.batch_size, config.block_size, dtype=torch.long, device=device)
+    model, compiled = compile_model(raw, config.compile, device, x, x, dtype)
     model = wrap_ddp(model, world, device)
-
-    # where to begin
-    first, elapsed = 0, 0.0
-    if config.resume:
-        first, elapsed = state["step"], state["elapsed"]
+    run = Run(
+        config,
+        world,
+        device,
+        dtype,
+        tokenizer,
+        raw,
+        model,
+        optimizer,
+        scaler,
+        loader,
+        val_stream,
+        items,
+    )
+    if folder:
+        run.step, run.elapsed = state["step"], state["elapsed"]
         load_optimizer(folder, optimizer)
         loader.load_state_dict(state["loader"])
         scaler.load_state_dict(state["scaler"])
-    log = None
-    if world.is_main:
-        write_json(out / "config.json", as_dict(config))
-        also = external_logger(config.logger, out, as_dict(config))
-        log = RunLog(out / "log.jsonl", first if config.resume else None, also)
-
-    say(f"{count_parameters(raw):,} parameters, {len(train_stream):,} training tokens")
-    say(f"{device}, {str(dtype).removeprefix('torch.')}, {compiled}, {world.size} process(es)")
-    say(
+        run.say(f"resumed from {folder} at step {run.step}")
+    run.say(f"{count_parameters(raw):,} parameters, {len(loader.stream):,} training tokens")
+    run.say(f"{device}, {str(dtype).removeprefix('torch.')}, {compiled}")
+    run.say(
         f"{config.total_batch_size:,} tokens per step = {config.batch_size} rows × "
-        f"{config.block_size} × {world.size} process(es) × {accum} micro-steps"
+        f"{config.block_size} × {world.size} processes × "
+        f"{grad_accum_steps(config, world.size)} micro-steps"
     )
-    if config.resume:
-        say(f"resumed from {folder} at step {first}")
-    flops, peak = flops_per_token(raw), peak_flops(device)
-    stopper, started_at = Stopper(), first
-    begun = elapsed
+    return run
 
-    for step in range(first, config.max_steps + 1):  # `step` updates have been made so far
-        last = step == config.max_steps
 
-        def due(every: int, step=step, last=last) -> bool:
-            return last or (every > 0 and step % every == 0)
+def open_log(run: Run) -> None:
+    """Write config.json; open log.jsonl and samples.txt where the run goes on."""
+    out, resume_step = Path(run.config.out), run.step if run.config.resume else None
+    settings = as_dict(run.config)
+    write_json(out / "config.json", settings)
+    also = external_logger(run.config.logger, out, settings)
+    run.log = RunLog(out / "log.jsonl", resume_step, also)
+    samples = out / "samples.txt"
+    if samples.exists():  # those of this step and later are drawn again
+        parts = re.split(r"(?m)^(?==== step \d+$)", samples.read_text(encoding="utf-8"))
+        kept = [p for p in parts if p and int(p.split()[2]) < run.step]
+        samples.write_text("".join(kept), encoding="utf-8")
 
-        if due(config.eval_every):
-            loss = validation_loss(
-                raw,
-                val_stream,
-                tokens=config.eval_tokens,
-                batch_size=config.batch_size,
-                world=world,
-                device=device,
-                dtype=dtype,
-            )
-            say(f"step {step:5d} | validation loss {loss:.4f}")
-            if log:
-                log.write(step, val_loss=loss)
-        if items and due(config.hellaswag_every):
-            scores = score_items(raw, items, world=world, device=device, dtype=dtype)
-            say(f"step {step:5d} | HellaSwag {scores['acc_token']:.4f} ({scores['items']} items)")
-            if log:
-                log.write(step, hellaswag=scores["acc_token"])
-        if world.is_main and due(config.sample_every) and step > 0:
-            text = draw_samples(raw, tokenizer, config, step, device, dtype)
-            say(f"step {step:5d} | samples\n{text}")
-        wait_for_all(world)
-        if last:
+
+def draw_samples(run: Run) -> str:
+    """Two continuations of the prompt, seeded by the step; also appended to samples.txt."""
+    config = run.config
+    prompt = torch.tensor([run.tokenizer.encode(config.sample_prompt)] * 2, device=run.device)
+    generator = torch.Generator(run.device).manual_seed(config.seed + run.step)
+    with autocast(run.device, run.dtype):
+        rows = generate(run.raw, prompt, config.sample_tokens, top_k=50, generator=generator)
+    text = "\n---\n".join(run.tokenizer.decode(row) for row in rows.tolist())
+    with open(Path(config.out) / "samples.txt", "a", encoding="utf-8") as file:
+        file.write(f"=== step {run.step}\n{text}\n\n")
+    return text
+
+
+def watch(run: Run) -> None:
+    """Validation loss, HellaSwag and samples, each when it is due; through the plain module."""
+    config, where = run.config, dict(world=run.world, device=run.device, dtype=run.dtype)
+    if run.due(config.eval_every):
+        tokens, rows = config.eval_tokens, config.batch_size
+        loss = validation_loss(run.raw, run.val_stream, tokens=tokens, batch_size=rows, **where)
+        run.say(f"step {run.step:5d} | validation loss {loss:.4f}")
+        if run.log:
+            run.log.write(run.step, val_loss=loss)
+    if run.items and run.due(config.hellaswag_every):
+        scores = score_items(run.raw, run.items, **where)
+        run.say(f"step {run.step:5d} | HellaSwag {scores['acc_token']:.4f} of {scores['items']}")
+        if run.log:
+            run.log.write(run.step, hellaswag=scores["acc_token"])
+    if run.world.is_main and run.step and run.due(config.sample_every):
+        run.say(f"step {run.step:5d} | samples\n{draw_samples(run)}")
+    wait_for_all(run.world)
+
+
+def update(run: Run, lr: float) -> tuple[float, float]:
+    """One optimizer step over total_batch_size tokens; return this rank's loss and the norm."""
+    config, device = run.config, run.device
+    # dropout depends on seed, step and rank alone, so that a resumed run repeats it
+    torch.manual_seed((config.seed * 1_000_003 + run.step) * 4096 + run.world.rank)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    micro_steps = grad_accum_steps(config, run.world.size)
+    loss_sum = torch.zeros((), device=device)
+    for micro in range(micro_steps):
+        x, y = run.loader.next_batch()
+        if device.type == "cuda":  # pinned memory lets the copy overlap with the computation
+            x, y = x.pin_memory(), y.pin_memory()
+        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        with sync_gradients(run.model, sync=micro == micro_steps - 1):
+            with autocast(device, run.dtype):
+                _, loss = run.model(x, y)
+            loss = loss / micro_steps  # gradients add up; the step's loss is a mean
+            loss_sum += loss.detach()
+            run.scaler.scale(loss).backward()
+    run.scaler.unscale_(run.optimizer)
+    limit = config.grad_clip or math.inf
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), limit)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    return loss_sum.item(), norm.item()
+
+
+def report(run: Run, loss: float, norm: float, lr: float, seconds: float, left: float) -> None:
+    """Write the step to the log and, every log_every steps, a line to the terminal."""
+    rate = run.config.total_batch_size / seconds
+    peak = peak_flops(run.device)
+    mfu = flops_per_token(run.raw) * rate / (peak * run.world.size) if peak else None
+    if run.log:
+        run.log.write(
+            run.step,
+            train_loss=loss,
+            lr=lr,
+            grad_norm=norm,
+            tokens_per_sec=round(rate, 1),
+            mfu=mfu and round(mfu, 4),
+            seconds=round(run.elapsed, 4),
+        )
+    if run.due(run.config.log_every) or run.step == 1:
+        run.say(
+            f"step {run.step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
+            f"{seconds * 1e3:.0f} ms | {rate:,.0f} tokens/s | "
+            + (f"MFU {mfu:.1%} | " if mfu else "")
+            + f"{timedelta(seconds=round(left))} left"
+        )
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint, on rank 0: all there is to know, so that the run can go on from it."""
+    if not run.world.is_main:
+        return
+    state = {
+        "train_config": as_dict(run.config),
+        "tokenizer": run.tokenizer.describe(),
+        "loader": run.loader.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "elapsed": run.elapsed,
+    }
+    keep = run.config.keep_checkpoints
+    save_checkpoint(run.config.out, run.step, run.raw, run.optimizer, state, keep=keep)
+
+
+def train(run: Run) -> int:
+    """The loop: watch, update, report, save, until max_steps; return the exit status."""
+    config, stopper = run.config, Stopper()
+    first_step, first_elapsed = run.step, run.elapsed
+    while True:
+        watch(run)
+        if run.step >= config.max_steps:
             break
-
-        # one update; dropout depends on seed, step and rank alone, so a resumed run repeats it
         start = time.perf_counter()
-        torch.manual_seed((config.seed * 1_000_003 + step) * 4096 + world.rank)
         lr = learning_rate_at(
-            step,
+            run.step,
             max_lr=config.learning_rate,
             min_lr=config.min_lr,
             warmup_steps=config.warmup_steps,
             max_steps=config.max_steps,
         )
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        loss, norm = train_step(model, loader, optimizer, scaler, config, accum, device, dtype)
-        loss, stop = add_up([loss / world.size, float(stopper.signal > 0)], world, device)
+        loss, norm = update(run, lr)
+        share = [loss / run.world.size, float(stopper.signal)]
+        loss, stop = add_up(share, run.world, run.device)
         seconds = time.perf_counter() - start
-        elapsed += seconds
         if not math.isfinite(loss):
-            raise UserError(f"the loss became {loss} at step {step + 1} (gradient norm {norm})")
-
-        # log before saving: a checkpoint never knows more than the log
-        done, rate = step + 1, config.total_batch_size / seconds
-        mfu = flops * rate / (peak * world.size) if peak else None
-        if log:
-            log.write(
-                done,
-                train_loss=loss,
-                lr=lr,
-                grad_norm=norm,
-                tokens_per_sec=round(rate, 1),
-                mfu=mfu and round(mfu, 4),
-                seconds=round(elapsed, 4),
-            )
-        if done % config.log_every == 0 or done == config.max_steps or done == first + 1:
-            pace = (elapsed - begun) / (done - started_at)
-            left = timedelta(seconds=round(pace * (config.max_steps - done)))
-            say(
-                f"step {done:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
-                f"{seconds * 1e3:.0f} ms | {rate:,.0f} tokens/s | "
-                + (f"MFU {mfu:.1%} | " if mfu else "")
-                + f"{left} left"
-            )
-        saving = (
-            done == config.max_steps or stop or config.save_every and done % config.save_every == 0
-        )
-        if world.is_main and saving:
-            save_checkpoint(
-                out,
-                done,
-                raw,
-                optimizer,
-                {
-                    "train_config": as_dict(config),
-                    "tokenizer": tokenizer.describe(),
-                    "loader": loader.state_dict(),
-                    "scaler": scaler.state_dict(),
-                    "elapsed": elapsed,
-                },
-                keep=config.keep_checkpoints,
-            )
+            raise UserError(f"the loss became {loss} at step {run.step + 1} (gradient norm {norm})")
+        run.step += 1
+        run.elapsed += seconds
+        pace = (run.elapsed - first_elapsed) / (run.step - first_step)
+        # the log first: a checkpoint never knows of a step that the log does not
+        report(run, loss, norm, lr, seconds, left=pace * (config.max_steps - run.step))
+        if stop or run.due(config.save_every):
+            save(run)  # before evaluating: an evaluation that fails must not lose the run
         if stop:
-            say(f"stopped after step {done}; continue with --resume --out {config.out}")
-            return 128 + (stopper.signal or signal.SIGTERM)
-
-    if log:
-        log.close()
+            run.say(f"stopped after step {run.step}; --resume --out {config.out} continues")
+            return 128 + int(stopper.signal or signal.SIGTERM)
+    if run.log:
+        run.log.close()
+        out = Path(config.out)
         plot_run(read_log(out / "log.jsonl")).savefig(out / "loss.png", dpi=120)
-        say(f"trained for {timedelta(seconds=round(elapsed))}; everything is in {out}")
+    run.say(f"trained for {timedelta(seconds=round(run.elapsed))}; everything is in {config.out}")
     return 0
 
 
@@ -334,12 +383,18 @@ def main(argv: list[str] | None = None) -> int:
     if world.is_main:
         claim_directory(config)
     with process_group(world, device):
-        return train(config, world, device, meta)
+        run = prepare(config, world, device, meta)
+        if world.is_main:
+            open_log(run)
+        try:
+            return train(run)
+        except torch.OutOfMemoryError as error:
+            rows = max(1, config.batch_size // 2)
+            raise UserError(
+                f"out of memory with {config.batch_size} rows per micro-batch; try "
+                f"--batch-size {rows} (the tokens per step stay the same)"
+            ) from error
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"train.py: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+    run_program("train.py", main)

@@ -1,0 +1,6 @@
+"""Pytest runs notebooks in smoke size: the same code, shorter loops."""
+
+import os
+
+os.environ.setdefault("NANOGPT_SMOKE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never wait for a network

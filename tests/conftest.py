@@ -1,0 +1,77 @@
+"""What several tests use: a small dataset, a small run, and programs as real processes."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads would only wait for each other
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TINY = (
+    "--n-layer 1 --n-head 2 --n-embd 32 --block-size 32 --batch-size 4 --total-batch-size 256 "
+    "--max-steps 6 --warmup-steps 2 --eval-every 3 --eval-tokens 960 --save-every 2 "
+    "--keep-checkpoints 0 --sample-every 0 --sample-tokens 8 --device cpu --dtype float32"
+).split()
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """A dataset of characters: English with a rhythm that a small model can learn."""
+    from nanogpt_lib.shards import write_splits
+    from nanogpt_lib.tokenizer import CharTokenizer
+
+    rng = np.random.default_rng(0)
+    words = "the a cat dog sees hears runs to from and with big small The quick red fox.".split()
+    text = " ".join(rng.choice(words, 6000))
+    tokenizer = CharTokenizer(text)
+    ids = np.array(tokenizer.encode(text))
+    meta = {
+        "name": "tiny",
+        "source": "random words",
+        "tokenizer": tokenizer.describe(),
+        "vocab_size": tokenizer.vocab_size,
+    }
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    write_splits(folder, meta, ids[:-3000], ids[-3000:])
+    return folder
+
+
+def program(*args, ranks: int = 0, cwd: Path | None = None, timeout: float = 300):
+    """Run a program of the library by path, as a user would; with ranks, under torchrun."""
+    launch = [sys.executable]
+    if ranks:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        launch += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
+        launch += ["--master_addr=127.0.0.1", f"--master_port={port}"]
+    command = [*launch, str(ROOT / "nanogpt_lib" / args[0]), *map(str, args[1:])]
+    env = {**os.environ, "PYTHONPATH": ""}
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd or ROOT, timeout=timeout, env=env
+    )
+
+
+def log_of(out: Path) -> list[dict]:
+    """The records of a run's log without what a clock says."""
+    clock = ("tokens_per_sec", "mfu", "seconds")
+    lines = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data, tmp_path_factory) -> Path:
+    """A finished run of the training program, made by a real process from another directory."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    done = program("train.py", *TINY, "--data", tiny_data, "--out", out, cwd=out.parent)
+    assert done.returncode == 0, done.stderr
+    (out / "stdout.txt").write_text(done.stdout, encoding="utf-8")
+    return out

@@ -1,0 +1,260 @@
+"""What the training program promises, checked on real runs of it."""
+
+import itertools
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, log_of, program
+
+from nanogpt_lib import train
+from nanogpt_lib.checkpoint import checkpoints, load_model
+from nanogpt_lib.config import UserError
+from nanogpt_lib.logbook import read_log
+from nanogpt_lib.pretrained import save_huggingface
+
+
+def losses(records: list[dict], name: str = "train_loss") -> list[float]:
+    return [r[name] for r in records if name in r]
+
+
+def same_files(a: Path, b: Path) -> None:
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+def test_a_run_leaves_config_log_checkpoints_samples_and_plot(tiny_run):
+    for name in ("config.json", "log.jsonl", "samples.txt", "loss.png"):
+        assert (tiny_run / name).stat().st_size > 0, name
+    assert [p.name for p in checkpoints(tiny_run)] == ["step_000002", "step_000004", "step_000006"]
+    assert (tiny_run / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_last_evaluation_and_checkpoint_come_after_the_last_update(tiny_run):
+    records = log_of(tiny_run)
+    assert [r["step"] for r in records if "val_loss" in r] == [0, 3, 6]
+    assert records[-1]["step"] == 6 and "val_loss" in records[-1]
+    assert checkpoints(tiny_run)[-1].name == "step_000006"
+
+
+def test_saving_does_not_depend_on_evaluating(tiny_run):
+    # save_every 2, eval_every 3: steps 2 and 4 were saved although nothing was evaluated there
+    evaluated = {r["step"] for r in log_of(tiny_run) if "val_loss" in r}
+    assert {2, 4}.isdisjoint(evaluated)
+
+
+def test_first_validation_loss_is_that_of_guessing(tiny_run, tiny_data):
+    _, tokenizer = load_model(str(tiny_run))
+    guess = math.log(tokenizer.vocab_size)
+    assert abs(losses(log_of(tiny_run), "val_loss")[0] - guess) < 0.05 * guess
+
+
+def test_two_processes_and_any_micro_batch_give_the_same_losses(tiny_data, tmp_path):
+    fixed = [*TINY, "--data", tiny_data, "--max-steps", "20", "--total-batch-size", "512"]
+    logs = []
+    for name, rows, ranks in (("a", 16, 0), ("b", 4, 0), ("c", 4, 2)):
+        out = tmp_path / name
+        done = program("train.py", *fixed, "--batch-size", rows, "--out", out, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        logs.append(log_of(out))
+        assert done.stdout.count("everything is in") == 1  # only rank 0 speaks
+        assert (out / "samples.txt").read_text(encoding="utf-8").count("=== step") == 1
+    for other in logs[1:]:
+        for name in ("train_loss", "val_loss", "grad_norm"):
+            ours, theirs = losses(logs[0], name), losses(other, name)
+            assert len(ours) == len(theirs) and ours
+            assert max(abs(x - y) for x, y in zip(ours, theirs, strict=True)) < 1e-4, name
+    assert losses(logs[0])[-1] < losses(logs[0])[0] - 0.3  # and it learns
+
+
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tiny_data, tmp_path):
+    flags = [*TINY, "--data", tiny_data, "--dropout", "0.1", "--max-steps", "40"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train.main([*map(str, flags), "--out", str(whole)]) == 0
+    command = [sys.executable, str(ROOT / "nanogpt_lib/train.py"), *map(str, flags)]
+    process = subprocess.Popen([*command, "--out", str(killed)], stdout=subprocess.DEVNULL)
+    while len(checkpoints(killed)) < 3 and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert checkpoints(killed)[-1].name < "step_000040", "it finished before it could be killed"
+    assert train.main(["--resume", "--out", str(killed)]) == 0
+    assert log_of(killed) == log_of(whole)
+    same_files(checkpoints(whole)[-1], checkpoints(killed)[-1])
+    samples = [(out / "samples.txt").read_text(encoding="utf-8") for out in (whole, killed)]
+    assert samples[0] == samples[1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that a program can catch")
+def test_sigterm_finishes_the_step_saves_and_exits_143(tiny_data, tmp_path):
+    out = tmp_path / "run"
+    flags = [*TINY, "--data", tiny_data, "--max-steps", "100000", "--save-every", "0"]
+    command = [sys.executable, str(ROOT / "nanogpt_lib/train.py"), *map(str, flags)]
+    process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.PIPE, text=True)
+    while not (out / "log.jsonl").exists() or len(read_log(out / "log.jsonl")) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "--resume" in stdout
+    last = losses(log_of(out), "step")[-1]
+    assert [p.name for p in checkpoints(out)] == [f"step_{last:06d}"]
+
+
+def test_seconds_count_updates_and_not_evaluations(tiny_data, tmp_path, monkeypatch):
+    clock = itertools.count()  # every look at the clock is one second later
+    monkeypatch.setattr(train.time, "perf_counter", lambda: next(clock))
+    evaluate = train.validation_loss
+
+    def slow(*args, **kwargs):
+        for _ in range(1000):
+            next(clock)
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(train, "validation_loss", slow)
+    train.main([*TINY, "--data", str(tiny_data), "--out", str(tmp_path / "run")])
+    assert losses(read_log(tmp_path / "run/log.jsonl"), "seconds") == [1, 2, 3, 4, 5, 6]
+
+
+def test_samples_and_saved_names_are_right_with_compile_on(tiny_data, tmp_path, monkeypatch):
+    # aot_eager traces and differentiates like the real thing, without needing a C++ compiler
+    compiled = []
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda m: compiled.append(m) or compile_(m, backend="aot_eager")
+    )
+    out = tmp_path / "run"
+    flags = ["--compile", "on", "--sample-every", "3", "--data", str(tiny_data), "--out", str(out)]
+    assert train.main([*TINY, *flags]) == 0 and compiled
+    assert (out / "samples.txt").read_text(encoding="utf-8").count("=== step") == 2
+    model, _ = load_model(str(out))
+    assert not [name for name in model.state_dict() if "_orig_mod" in name]
+
+
+def test_a_run_can_start_from_another_run_and_from_a_hugging_face_folder(tiny_run, tmp_path):
+    model, tokenizer = load_model(str(tiny_run))
+    save_huggingface(tmp_path / "hf", vars(model.config), model.state_dict())
+    data = str(train.parse_config(["--resume", "--out", str(tiny_run)]).data)
+    firsts = []
+    for name, source in (("a", tiny_run), ("b", tmp_path / "hf")):
+        flags = [*TINY, "--data", data, "--max-steps", "1", "--init-from", str(source)]
+        out = str(tmp_path / name)
+        assert train.main([*flags, "--vocab-multiple", "64", "--out", out]) == 0
+        firsts.append(losses(log_of(tmp_path / name), "val_loss")[0])
+    last = losses(log_of(tiny_run), "val_loss")[-1]
+    assert firsts == pytest.approx([last, last], abs=1e-5)
+
+
+def test_the_124m_configuration_takes_real_steps_with_gpt2_tokens(tmp_path):
+    import numpy as np
+
+    from nanogpt_lib.shards import write_splits
+    from nanogpt_lib.tokenizer import GPT2Tokenizer
+
+    tokenizer = GPT2Tokenizer()
+    ids = np.array(tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 40))
+    meta = {"name": "fox", "source": "test", "tokenizer": tokenizer.describe(), "vocab_size": 50257}
+    write_splits(tmp_path / "data", meta, ids[:300], ids[300:])
+    flags = "gpt2-124m --max-steps 2 --batch-size 1 --total-batch-size 64 --block-size 64 "
+    flags += "--eval-tokens 64 --warmup-steps 0 --save-every 0 --hellaswag-every 0 --device cpu "
+    flags += "--sample-tokens 1 --sample-prompt Hello"
+    out = tmp_path / "run"
+    # the checkpoint of this size is 1.5 GB; it has its own tests
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "save_checkpoint", lambda *a, **k: None)
+        assert (
+            train.main([*flags.split(), "--data", str(tmp_path / "data"), "--out", str(out)]) == 0
+        )
+    records = log_of(out)
+    assert abs(losses(records)[0] - math.log(50257)) < 0.1
+    assert losses(records, "val_loss")[-1] < losses(records, "val_loss")[0] - 1
+
+
+BAD = {
+    "unknown flag": (["--no-such-flag", "3"], "unrecognized arguments: --no-such-flag"),
+    "not a number": (["--max-steps", "many"], "invalid int value: 'many'"),
+    "negative": (["--dropout", "-0.5"], "--dropout must not be negative"),
+    "zero steps": (["--max-steps", "0"], "--max-steps must be greater than 0"),
+    "heads": (["--n-embd", "30", "--n-head", "4"], "cannot be divided by --n-head 4"),
+    "tokens per step": (["--total-batch-size", "1000"], "the nearest that can is 1024"),
+    "no data": (["--data", "no/such/folder"], "no such data folder"),
+    "no run": (["--resume", "--out", "no/such/run"], "no run to resume"),
+    "prompt": (["--sample-prompt", ""], "--sample-prompt must have 1 to 32 tokens"),
+    "prompt letters": (["--sample-prompt", "\u4f60"], "is not among the"),
+    "unknown start": (["--init-from", "no/such/model"], "no/such/model"),
+    "no items": (["--hellaswag-every", "1", "--hellaswag-data", "nowhere"], "no such file"),
+    "block size": (
+        ["--block-size", "64000", "--total-batch-size", "256000"],
+        "too few for block_size",
+    ),
+}
+
+
+def test_an_unknown_preset_is_answered_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as caught:
+        train.main(["no-such-preset", "--max-steps", "3"])
+    message = capsys.readouterr().err
+    assert caught.value.code == 2 and message.count("\n") == 1
+    assert "unknown preset 'no-such-preset'; choose one of quickstart, shakespeare-char" in message
+
+
+def test_flags_override_the_preset_in_either_spelling():
+    config = train.parse_config(["gpt2-350m", "--max-steps", "10", "--min_lr=1e-4", "--no-bias"])
+    assert (config.max_steps, config.min_lr, config.bias, config.n_layer) == (10, 1e-4, False, 24)
+    assert train.parse_config(["--dropout=0"]).dropout == 0
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_clear_line(case, tiny_data, tmp_path, capsys):
+    flags, expected = BAD[case]
+    out = tmp_path / "run"
+    arguments = [*TINY, "--data", str(tiny_data), "--out", str(out), *flags]
+    with pytest.raises((UserError, SystemExit)) as caught:
+        train.main(arguments)
+    message = str(caught.value)
+    if caught.type is SystemExit:
+        assert caught.value.code == 2
+        message = capsys.readouterr().err
+    assert expected in message and "\n" not in message.strip()
+    assert not (out / "log.jsonl").exists()
+
+
+def test_a_device_that_is_not_there_is_named(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flags = [*TINY, "--data", str(tiny_data), "--out", str(tmp_path / "run"), "--device", "cuda"]
+    with pytest.raises(UserError, match="--device cuda: not available here"):
+        train.main(flags)
+
+
+def test_a_directory_that_holds_a_run_is_refused_and_untouched(tiny_run, tiny_data):
+    before = {p: p.stat().st_mtime_ns for p in tiny_run.rglob("*")}
+    done = program("train.py", *TINY, "--data", tiny_data, "--out", tiny_run)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "holds a run; add --resume" in done.stderr
+    assert {p: p.stat().st_mtime_ns for p in tiny_run.rglob("*")} == before
+
+
+def test_resume_refuses_another_shape_and_a_run_without_whole_checkpoint(tiny_run, tmp_path):
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(tiny_run, out)
+    with pytest.raises(UserError, match="--n-layer: the run to resume has 1"):
+        train.main(["--resume", "--out", str(out), "--n-layer", "2"])
+    for folder in checkpoints(out):
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        train.main(["--resume", "--out", str(out)])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, tmp_path):
+    flags = [*TINY, "--data", str(tiny_data), "--out", str(tmp_path / "run"), "--grad-clip", "0"]
+    with pytest.raises(UserError, match="the loss became"):
+        train.main([*flags, "--learning-rate", "1e30", "--warmup-steps", "0", "--max-steps", "50"])
