@@ -157,7 +157,9 @@ def build(root: Path) -> dict[Path, str]:
         if any('__name__ == "__main__"' in body for body in entry["bodies"]):
             parts.append(GUARD)
         parts.append(render_imports(entry["imports"]) + "\n")
-        text = "\n".join(parts) + "\n\n" + "\n\n\n".join(entry["bodies"]) + "\n"
+        body = "\n\n\n".join(entry["bodies"])
+        gap = "\n\n" if body.startswith(("def ", "class ", "@")) else "\n"  # as formatters do
+        text = "\n".join(parts) + gap + body + "\n"
         if missing := undefined_names(text):
             names = ", ".join(sorted(missing))
             raise ExportError(f"{entry['nb'].name}: module {module} uses undefined {names}")

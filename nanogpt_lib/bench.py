@@ -1,0 +1,193 @@
+"""The ladder of speed-ups on this machine, and how long each preset's real run would take here.
+
+    python nanogpt_lib/bench.py                        GPT-2 124M, sizes that suit the device
+    python nanogpt_lib/bench.py --preset gpt2-350m --batch-size 16 --block-size 1024
+    python nanogpt_lib/bench.py --json ladder.json     also write the rows, with card and versions
+
+Every rung keeps what the rungs above it changed. A rung this machine cannot climb says so.
+"""
+
+if __name__ == "__main__" and not __package__:  # run by path: import from the repository
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import platform
+import statistics
+import time
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+from nanogpt_lib.config import PRESETS, OneLineParser, TrainConfig, run_program
+from nanogpt_lib.device import (
+    autocast,
+    choose_dtype,
+    compile_model,
+    detect_device,
+    flops_per_token,
+    peak_flops,
+    synchronize,
+)
+from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.optimizer import decay_groups, make_optimizer
+from nanogpt_lib.shards import write_json
+
+SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "bias")
+
+
+@dataclass
+class Rung:
+    """How a step is computed; each rung of the ladder changes one field."""
+
+    name: str = "float32"
+    tf32: bool = False
+    dtype: torch.dtype = torch.float32
+    compile: bool = False
+    attention: str = "manual"
+    vocab_multiple: int = 1
+    fused: bool = False
+
+
+def ladder(device: torch.device, compile: bool) -> list[Rung | str]:
+    """The rungs for a device; a string in place of one says why it is missing."""
+    rung = Rung()
+    rungs: list[Rung | str] = [rung]
+
+    def climb(name: str, **change) -> None:
+        nonlocal rung
+        rung = replace(rung, name=name, **change)
+        rungs.append(rung)
+
+    if device.type == "cuda":
+        climb("TF32", tf32=True)
+    else:
+        rungs.append("TF32: only NVIDIA GPUs have it")
+    fast = choose_dtype(device)
+    if fast == torch.float32:
+        rungs.append("bfloat16: this device multiplies float32 faster")
+    else:
+        climb(str(fast).removeprefix("torch."), dtype=fast)
+    if compile:
+        climb("torch.compile", compile=True)
+    else:
+        rungs.append("torch.compile: off on this device (--compile tries it)")
+    climb("fused attention", attention="sdpa")
+    climb("vocabulary 50304", vocab_multiple=64)
+    climb("fused AdamW", fused=True)
+    return rungs
+
+
+def measure(rung: Rung, shape: dict, rows: int, steps: int, device: torch.device) -> dict:
+    """Median milliseconds of one training step (forward, backward, update) after two warm-ups."""
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high" if rung.tf32 else "highest")
+    config = GPTConfig(**shape, attention=rung.attention, vocab_multiple=rung.vocab_multiple)
+    raw = GPT(config).to(device)
+    if rung.fused:
+        optimizer = make_optimizer(raw, learning_rate=1e-4)
+    else:
+        optimizer = torch.optim.AdamW(decay_groups(raw, 0.1), lr=1e-4, foreach=False)
+    tokens = torch.randint(config.vocab_size, (rows, config.block_size + 1), device=device)
+    x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    model, note = raw, ""
+    if rung.compile:
+        model, note = compile_model(raw, "on", device, x, y, rung.dtype)
+    times = []
+    for _ in range(steps + 2):
+        synchronize(device)
+        start = time.perf_counter()
+        with autocast(device, rung.dtype):
+            _, loss = model(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times[2:])
+    flops = flops_per_token(raw) * x.numel() / seconds
+    peak = peak_flops(device)
+    return {
+        "rung": rung.name,
+        "ms": round(seconds * 1e3, 2),
+        "tokens_per_sec": round(x.numel() / seconds, 1),
+        "gflops": round(flops / 1e9, 1),
+        "mfu": round(flops / peak, 4) if peak else None,
+        "note": note if note.startswith("not") else "",
+    }
+
+
+def print_ladder(rungs: list[Rung | str], shape: dict, rows: int, steps: int, device) -> list[dict]:
+    """Measure and print rung by rung; return the rows."""
+    print(f"{'rung':<18}{'ms/step':>10}{'tokens/s':>12}{'GFLOP/s':>11}{'MFU':>8}{'ratio':>8}")
+    rows_out: list[dict] = []
+    for rung in rungs:
+        if isinstance(rung, str):
+            print(f"  — {rung}")
+            continue
+        row = measure(rung, shape, rows, steps, device)
+        rows_out.append(row)
+        mfu = f"{row['mfu']:.1%}" if row["mfu"] else "—"
+        ratio = rows_out[0]["ms"] / row["ms"]
+        print(
+            f"{row['rung']:<18}{row['ms']:>10.1f}{row['tokens_per_sec']:>12,.0f}"
+            f"{row['gflops']:>11,.0f}{mfu:>8}{ratio:>8.2f}  {row['note']}",
+            flush=True,
+        )
+    return rows_out
+
+
+def print_estimates(flops_per_second: float, device_name: str) -> None:
+    """How long every preset would take at this rate: operations of the run over operations/s."""
+    print(f"\nWhole runs at {flops_per_second / 1e9:,.0f} GFLOP/s, as measured on {device_name}:")
+    for name, changes in PRESETS.items():
+        config = TrainConfig(**changes)
+        shape = {key: getattr(config, key) for key in SHAPE}
+        vocabulary = {} if config.vocab_multiple > 1 else {"vocab_size": 96}  # characters
+        with torch.device("meta"):
+            model = GPT(GPTConfig(**shape, **vocabulary))
+        tokens = config.max_steps * config.total_batch_size
+        left = timedelta(seconds=round(flops_per_token(model) * tokens / flops_per_second))
+        print(f"  {name:<22}{tokens / 1e6:>12,.1f}M tokens   {left}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Climb the ladder, then extrapolate."""
+    parser = OneLineParser(prog="bench.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--preset", default="gpt2-124m", choices=list(PRESETS))
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--batch-size", type=int, help="rows (default: 16 on a GPU, 1 on a CPU)")
+    parser.add_argument(
+        "--block-size", type=int, help="tokens per row (default: the preset's, 128 on a CPU)"
+    )
+    parser.add_argument("--steps", type=int, help="timed steps (default: 20 on a GPU, 3 on a CPU)")
+    parser.add_argument("--compile", action="store_true", help="try torch.compile off CUDA, too")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    args = parser.parse_args(argv)
+    device = detect_device(args.device)
+    on_cpu = device.type == "cpu"
+    config = TrainConfig(**PRESETS[args.preset])
+    shape = {key: getattr(config, key) for key in SHAPE}
+    if args.block_size or on_cpu:
+        shape["block_size"] = args.block_size or min(128, config.block_size)
+    rows = args.batch_size or (1 if on_cpu else 16)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    name = name or platform.machine()
+    print(f"{args.preset}: {rows} × {shape['block_size']} tokens per step, {device} ({name}),")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    rungs = ladder(device, args.compile or device.type == "cuda")
+    results = print_ladder(rungs, shape, rows, args.steps or (3 if on_cpu else 20), device)
+    best = max(results, key=lambda row: row["gflops"])
+    print_estimates(best["gflops"] * 1e9, name)
+    if args.json:
+        about = {"device": name, "torch": torch.__version__, "preset": args.preset}
+        write_json(args.json, {**about, "rows": rows, **shape, "ladder": results})
+        print(f"wrote {args.json}")
+
+
+if __name__ == "__main__":
+    run_program("bench.py", main)

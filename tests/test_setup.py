@@ -1,0 +1,58 @@
+"""The set-up files say the same thing in every place."""
+
+import re
+import tomllib
+
+import pytest
+import yaml
+
+from conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[<>=\[ ]", requirement)[0].lower().replace("_", "-")
+
+
+def test_environment_yml_installs_what_pyproject_names():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    python, pip, steps = environment["dependencies"]
+    assert pip == "pip" and python.startswith("python=3.")
+    assert python.removeprefix("python=") >= PROJECT["requires-python"].removeprefix(">=")
+    extras = ",".join(PROJECT["optional-dependencies"])
+    assert steps["pip"] == ["-c constraints.txt", f"-e .[{extras}]"]
+
+
+def test_every_dependency_is_pinned_in_constraints():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    pinned = {name.lower().replace("_", "-") for name in pins}
+    wanted = list(PROJECT["dependencies"])
+    for extra in PROJECT["optional-dependencies"].values():
+        wanted += extra
+    assert {name_of(r) for r in wanted} <= pinned
+    assert pins["torch"] == "2.13.0"
+
+
+def test_make_and_readme_name_the_same_commands():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in ("train", "test", "lab", "export", "bench"):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    assert "make train" in README and "make test" in README
+    assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)", README))))
+def test_links_in_the_readme_lead_somewhere(link):
+    assert (ROOT / link).exists()
+
+
+def test_the_readme_lists_every_preset_and_chapter():
+    from nanogpt_lib.config import PRESETS
+
+    for preset in PRESETS:
+        assert f"`{preset}`" in README, preset
+    for chapter in (ROOT / "notebooks").glob("*.ipynb"):
+        assert f"notebooks/{chapter.name}" in README
