@@ -60,6 +60,9 @@ def attention_fused(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Te
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
 
 
+ATTENTION = {"manual": attention_by_hand, "sdpa": attention_fused}
+
+
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which a token sees itself and what came before."""
 
@@ -67,11 +70,13 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         if config.n_embd % config.n_head:
             raise UserError(f"n_embd {config.n_embd} cannot be divided by n_head {config.n_head}")
+        if config.attention not in ATTENTION:
+            raise UserError(f"attention {config.attention!r} is none of {', '.join(ATTENTION)}")
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.n_head = config.n_head
         self.dropout = config.dropout
-        self.attend = {"manual": attention_by_hand, "sdpa": attention_fused}[config.attention]
+        self.attend = ATTENTION[config.attention]
 
     def forward(self, x: Tensor, past=None) -> Tensor:
         """x: (B, T, C) → (B, T, C). `past` holds earlier keys and values (see sampling.py)."""
@@ -122,65 +127,70 @@ class Block(nn.Module):
         return x
 
 
+class Transformer(nn.Module):
+    """Everything below the output head: embeddings, n_layer blocks, a final norm."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+
+    def forward(self, idx: Tensor, cache: list | None = None) -> Tensor:
+        """Token ids (B, T) → hidden states (B, T, C).
+
+        With a `cache`, one entry per block (sampling.new_cache), idx holds only the tokens after
+        what is cached. Raises UserError if the sequence is longer than block_size.
+        """
+        start = cache[0].length if cache else 0
+        end, block_size = start + idx.size(1), self.wpe.num_embeddings
+        if end > block_size:
+            raise UserError(f"{end} tokens exceed the block_size of {block_size}")
+        position = torch.arange(start, end, device=idx.device)
+        x = self.drop(self.wte(idx) + self.wpe(position))  # (B, T, C) + (T, C)
+        for i, block in enumerate(self.h):
+            x = block(x, cache[i] if cache else None)
+        return self.ln_f(x)
+
+
+def init_weights(model: nn.Module, n_layer: int) -> None:
+    """GPT-2's initialisation: std 0.02, wpe 0.01, zero biases (openai/gpt-2, src/model.py).
+
+    The projections that write into the residual stream are scaled by 1/√(2·n_layer), so that the
+    sum of 2·n_layer of them has the variance of one, whatever the depth (GPT-2 paper, section 2.3).
+    """
+    residual_std = 0.02 / math.sqrt(2 * n_layer)
+    for name, p in model.named_parameters():
+        if name.endswith("c_proj.weight"):
+            nn.init.normal_(p, std=residual_std)
+        elif name.endswith("wpe.weight"):
+            nn.init.normal_(p, std=0.01)
+        elif p.dim() == 2:
+            nn.init.normal_(p, std=0.02)
+        elif name.endswith("bias"):
+            nn.init.zeros_(p)
+
+
 class GPT(nn.Module):
-    """Token + position embeddings, n_layer blocks, a final norm, and the tied output head."""
+    """A Transformer and its tied output head: token ids in, logits out."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.transformer = nn.ModuleDict(
-            dict(
-                wte=nn.Embedding(config.padded_vocab_size, config.n_embd),
-                wpe=nn.Embedding(config.block_size, config.n_embd),
-                drop=nn.Dropout(config.dropout),
-                h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-                ln_f=nn.LayerNorm(config.n_embd, bias=config.bias),
-            )
-        )
+        self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
         self.transformer.wte.weight = self.lm_head.weight  # one matrix, two jobs
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """GPT-2's initialisation: std 0.02, wpe 0.01, zero biases (openai/gpt-2, src/model.py).
-
-        The two projections that write into the residual stream are scaled by 1/√(2·n_layer), so
-        that 2·n_layer additions leave its variance near 1 (GPT-2 paper, section 2.3).
-        """
-        residual_std = 0.02 / math.sqrt(2 * self.config.n_layer)
-        for name, p in self.named_parameters():
-            if name.endswith("c_proj.weight"):
-                nn.init.normal_(p, std=residual_std)
-            elif name.endswith("wpe.weight"):
-                nn.init.normal_(p, std=0.01)
-            elif p.dim() == 2:
-                nn.init.normal_(p, std=0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(p)
+        init_weights(self, config.n_layer)
 
     def hidden_states(self, idx: Tensor, cache: list | None = None) -> Tensor:
-        """Everything below the output head. idx: (B, T) token ids → (B, T, C).
-
-        With a cache (one entry per block, see sampling.py) idx holds only the tokens that follow
-        what is cached. Raises UserError if the sequence is longer than block_size.
-        """
-        start = cache[0].length if cache else 0
-        end = start + idx.size(1)
-        if end > self.config.block_size:
-            raise UserError(f"{end} tokens exceed the block_size of {self.config.block_size}")
-        position = torch.arange(start, end, device=idx.device)
-        x = self.transformer.wte(idx) + self.transformer.wpe(position)  # (B, T, C) + (T, C)
-        x = self.transformer.drop(x)
-        for i, block in enumerate(self.transformer.h):
-            x = block(x, cache[i] if cache else None)
-        return self.transformer.ln_f(x)
+        """Everything below the head, (B, T) → (B, T, C); see Transformer.forward."""
+        return self.transformer(idx, cache)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return logits (B, T, V) and, given targets (B, T), the mean cross entropy in nats.
-
-        The columns of the padding rows are cut off, so they neither take part in the softmax nor
-        can be drawn; the matrix product itself keeps its round width.
-        """
+        """Logits (B, T, V) and, given targets (B, T), the mean cross entropy in nats."""
+        # padding columns are cut off: they neither enter the softmax nor can they be drawn
         logits = self.lm_head(self.hidden_states(idx))[..., : self.config.vocab_size]
         if targets is None:
             return logits, None
@@ -188,10 +198,8 @@ class GPT(nn.Module):
         return logits, loss
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits for sampling and scoring, (…, C) → (…, vocab_size) in float32, autocast or not.
-
-        bf16 near 3 has steps of 0.0156: ties between endings, wrong odds between tokens.
-        """
+        """Logits for sampling and scoring, (…, C) → (…, V), in float32 even under autocast."""
+        # bf16 near 3 has steps of 0.0156: ties between endings, wrong odds between tokens
         weight = self.lm_head.weight
         with torch.autocast(device_type=hidden.device.type, enabled=False):
             logits = F.linear(hidden.to(weight.dtype), weight)
@@ -199,10 +207,7 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str, **changes) -> "GPT":
-        """Build a model from a GPT-2 checkpoint (gpt2 … gpt2-xl, a hub name or a folder).
-
-        `changes` override fields of GPTConfig: block_size (cropped), dropout, vocab_multiple.
-        """
+        """A GPT-2 checkpoint (hub name or folder); `changes` override fields of its GPTConfig."""
         config, state = load_pretrained(source)
         crop_block_size(config, state, changes.pop("block_size", config["block_size"]))
         model = cls(GPTConfig(**{**config, **changes}))

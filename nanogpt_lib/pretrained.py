@@ -20,10 +20,6 @@ GPT2_SIZES = {
     "gpt2-xl": dict(n_layer=48, n_head=25, n_embd=1600),  # 1558M
 }
 
-# OpenAI's code applied these as a 1-dimensional convolution, so they are stored (in, out);
-# nn.Linear keeps (out, in).
-TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-
 
 def hub_file(repo: str, filename: str) -> Path | None:
     """Download one file of a hub repository (or find it in the cache); None if it has no such file.
@@ -31,11 +27,18 @@ def hub_file(repo: str, filename: str) -> Path | None:
     Obeys HF_ENDPOINT, HF_HUB_OFFLINE and the cache settings of huggingface_hub.
     Raises UserError when the hub cannot be reached and the file is not cached.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
+    try:  # one question without retries, so that nobody without internet waits half a minute
+        get_hf_file_metadata(hf_hub_url(repo, filename))
+        reachable = True
+    except HfHubHTTPError:  # an answer too; the download meets it again and says what it means
+        reachable = True
+    except Exception:  # no network, or HF_HUB_OFFLINE: what the cache holds must do
+        reachable = False
     try:
-        return Path(hf_hub_download(repo, filename))
+        return Path(hf_hub_download(repo, filename, local_files_only=not reachable))
     except LocalEntryNotFoundError as error:
         raise UserError(
             f"{repo}: not in the local cache and the hub cannot be reached; "
@@ -58,16 +61,24 @@ def find_file(source: str, filename: str) -> Path | None:
     return hub_file(f"openai-community/{source}" if source in GPT2_SIZES else source, filename)
 
 
+# OpenAI's code applied these as a 1-dimensional convolution, so they are stored (in, out);
+# nn.Linear keeps (out, in).
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Load a .safetensors or PyTorch file without ever unpickling code."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a whole checkpoint file ({error})") from error
-    except Exception as error:  # pickle.UnpicklingError: the file holds something else than tensors
-        raise UserError(f"{path}: refused, holds more than tensors") from error
+    except Exception as error:  # pickle.UnpicklingError: not a file of tensors, or not only
+        raise UserError(f"{path}: refused, holds something else than tensors") from error
+    if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
+        raise UserError(f"{path}: refused, holds something else than named tensors")
+    return tensors
 
 
 def read_weights(source: str) -> dict[str, torch.Tensor]:
@@ -88,6 +99,36 @@ def read_weights(source: str) -> dict[str, torch.Tensor]:
     raise UserError(f"{source}: neither model.safetensors nor pytorch_model.bin")
 
 
+# What model.py computes. Each of these left unsaid in config.json means the first value.
+SUPPORTED = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "tie_word_embeddings": (True,),
+}
+
+
+def read_config(source: str) -> dict:
+    """The fields of a GPTConfig, from a checkpoint's config.json; UserError if it is no GPT-2."""
+    if not (path := find_file(source, "config.json")):
+        raise UserError(f"{source}: no config.json, so not a Hugging Face checkpoint")
+    try:
+        raw = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if raw.get("model_type") != "gpt2":
+        raise UserError(f"{source}: model_type is {raw.get('model_type')!r}, expected 'gpt2'")
+    for key, values in SUPPORTED.items():
+        if raw.get(key, values[0]) not in values:
+            raise UserError(f"{source}: {key} is {raw[key]!r}, this model computes {values[0]!r}")
+    return {
+        "block_size": raw.get("n_positions", 1024),
+        "vocab_size": raw.get("vocab_size", 50257),
+        **{key: raw.get(key, GPT2_SIZES["gpt2"][key]) for key in ("n_layer", "n_head", "n_embd")},
+    }
+
+
 def load_pretrained(source: str) -> tuple[dict, dict[str, torch.Tensor]]:
     """Read a GPT-2 checkpoint: gpt2, gpt2-medium, gpt2-large, gpt2-xl, a hub name or a folder.
 
@@ -95,23 +136,14 @@ def load_pretrained(source: str) -> tuple[dict, dict[str, torch.Tensor]]:
     of model.GPT: Conv1D weights transposed to nn.Linear's (out, in), mask buffers left out, lm_head
     the very tensor of wte. Raises UserError if a file is missing, cut short or of another model.
     """
-    if not (path := find_file(source, "config.json")):
-        raise UserError(f"{source}: no config.json, so not a Hugging Face checkpoint")
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    if raw.get("model_type") != "gpt2":
-        raise UserError(f"{source}: model_type is {raw.get('model_type')!r}, expected 'gpt2'")
-    config = {
-        "block_size": raw.get("n_positions", 1024),
-        "vocab_size": raw.get("vocab_size", 50257),
-        **{key: raw.get(key, GPT2_SIZES["gpt2"][key]) for key in ("n_layer", "n_head", "n_embd")},
-    }
+    config = read_config(source)
     state = {}
     for name, tensor in read_weights(source).items():
         if name.endswith((".attn.bias", ".attn.masked_bias")) or name == "lm_head.weight":
             continue
         name = "transformer." + name.removeprefix("transformer.")
-        state[name] = tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor
-    state = {name: tensor.float() for name, tensor in state.items()}
+        tensor = tensor.t().contiguous() if name.endswith(TRANSPOSED) else tensor
+        state[name] = tensor.float()
     wte = state.get("transformer.wte.weight")
     if wte is None or wte.shape != (config["vocab_size"], config["n_embd"]):
         raise UserError(f"{source}: wte does not have the shape that config.json promises")
@@ -145,17 +177,20 @@ def save_huggingface(folder: str | Path, config: dict, state: dict[str, torch.Te
         tensors.setdefault(bias, torch.zeros(tensors[name].shape[-1]))
     wte = tensors["transformer.wte.weight"]
     tensors["transformer.wte.weight"] = wte[: config["vocab_size"]].clone()
-    raw = {
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(huggingface_config(config), indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def huggingface_config(config: dict) -> dict:
+    """What config.json says about a model of ours; `config` holds the fields of GPTConfig."""
+    dropout, eot = config.get("dropout", 0.0), 50256 if config["vocab_size"] == 50257 else None
+    return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
         "n_positions": config["block_size"],
-        "vocab_size": config["vocab_size"],
-        **{key: config[key] for key in ("n_layer", "n_head", "n_embd")},
-        "activation_function": "gelu_new",  # their name for the tanh approximation
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-        "bos_token_id": 50256 if config["vocab_size"] == 50257 else None,
-        "eos_token_id": 50256 if config["vocab_size"] == 50257 else None,
+        **{key: config[key] for key in ("vocab_size", "n_layer", "n_head", "n_embd")},
+        **{key: values[0] for key, values in SUPPORTED.items()},
+        **{f"{where}_pdrop": dropout for where in ("embd", "attn", "resid")},
+        **{f"{which}_token_id": eot for which in ("bos", "eos")},
     }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")

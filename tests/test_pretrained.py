@@ -1,0 +1,289 @@
+"""What nanogpt_lib.pretrained promises: GPT-2 checkpoints read safely, and ours read by others."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanogpt_lib.config import UserError
+from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.pretrained import (
+    TRANSPOSED,
+    crop_block_size,
+    load_pretrained,
+    read_tensors,
+    save_huggingface,
+)
+
+TOKENS = torch.randint(61, (2, 16), generator=torch.Generator().manual_seed(0))
+
+
+def odd_model(**changes) -> GPT:
+    """A small GPT in which no bias is 0 and no norm is 1, so that no mistake can hide."""
+    torch.manual_seed(0)
+    shape = dict(block_size=16, vocab_size=61, n_layer=2, n_head=2, n_embd=16)
+    model = GPT(GPTConfig(**{**shape, **changes})).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.normal_(float("ln_" in name and name.endswith("weight")), 0.3)
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """An odd model as a Hugging Face folder."""
+    model = odd_model()
+    save_huggingface(tmp_path / "gpt", vars(model.config), model.state_dict())
+    return tmp_path / "gpt"
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The same odd weights in the module of transformers."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    shape = dict(n_positions=16, vocab_size=61, n_layer=2, n_head=2, n_embd=16)
+    model = GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=None, eos_token_id=None)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    return model
+
+
+# ---- equals a reference
+
+
+@pytest.mark.parametrize("form", ["safetensors", "parts", "pickle", "bare names, float16, masks"])
+def test_every_file_form_gives_the_tensors_of_transformers(reference, tmp_path, form):
+    expected = reference.state_dict()
+    reference.save_pretrained(tmp_path, max_shard_size="10KB" if form == "parts" else "1GB")
+    if form == "parts":
+        assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    elif form != "safetensors":
+        (tmp_path / "model.safetensors").unlink()
+        tensors = dict(expected)
+        if form != "pickle":  # as OpenAI's first upload: GPT2Model's names, and the mask buffers
+            tensors = {k.removeprefix("transformer."): v.half() for k, v in tensors.items()}
+            tensors["h.0.attn.bias"] = torch.ones(1, 1, 16, 16)
+            expected = {k: v.half().float() for k, v in expected.items()}
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+    config, state = load_pretrained(str(tmp_path))
+    assert config == dict(block_size=16, vocab_size=61, n_layer=2, n_head=2, n_embd=16)
+    assert set(state) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(state[name], tensor.t() if name.endswith(TRANSPOSED) else tensor), name
+    assert state["lm_head.weight"] is state["transformer.wte.weight"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"bias": False}, {"vocab_multiple": 64}])
+def test_a_saved_model_gives_the_same_logits_in_transformers(tmp_path, changes):
+    from transformers import AutoModelForCausalLM
+
+    model = odd_model(**changes)
+    save_huggingface(tmp_path, vars(model.config), model.state_dict())
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    back = GPT.from_pretrained(str(tmp_path)).eval()
+    assert len(theirs.transformer.wte.weight) == 61  # padding removed
+    with torch.no_grad():
+        logits = model(TOKENS)[0]
+        torch.testing.assert_close(theirs(TOKENS).logits, logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(back(TOKENS)[0], logits, atol=1e-5, rtol=0)
+
+
+def test_a_shorter_context_gives_the_same_logits(folder):
+    with torch.no_grad():
+        whole = GPT.from_pretrained(str(folder)).eval()(TOKENS[:, :8])[0]
+        cropped = GPT.from_pretrained(str(folder), block_size=8).eval()(TOKENS[:, :8])[0]
+    assert torch.equal(whole, cropped)
+    config, state = load_pretrained(str(folder))
+    with pytest.raises(UserError, match="block_size 17 is over the model's 16"):
+        crop_block_size(config, state, 17)
+
+
+# ---- repeats bit for bit
+
+
+def test_saving_and_reading_repeat_bit_for_bit(folder, tmp_path):
+    config, state = load_pretrained(str(folder))
+    save_huggingface(tmp_path / "again", config, state)
+    for file in ("model.safetensors", "config.json"):
+        assert (folder / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+# ---- holds against bad input
+
+
+class Payload:
+    """An object whose unpickling creates a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_pickle_is_refused_and_never_runs(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    proof = tmp_path / "executed"
+    torch.save({"wte.weight": Payload(proof)}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="refused"):
+        load_pretrained(str(folder))
+    assert not proof.exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)  # the trap does work
+    assert proof.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_cut_file_is_named_and_not_half_read(folder, name):
+    path = folder / name
+    if name.endswith(".bin"):
+        torch.save(read_tensors(folder / "model.safetensors"), path)
+        (folder / "model.safetensors").unlink()
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=rf"{name}: not a whole checkpoint"):
+        load_pretrained(str(folder))
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    for content in ({"step": 3}, [torch.ones(2)]):
+        torch.save(content, tmp_path / "x.bin")
+        with pytest.raises(UserError, match="something else than named tensors"):
+            read_tensors(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llama"}, "model_type is 'llama', expected 'gpt2'"),
+        ({"activation_function": "gelu"}, "activation_function is 'gelu'"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
+        ({"vocab_size": 62}, "wte does not have the shape"),
+    ],
+)
+def test_a_model_we_do_not_compute_is_refused(folder, change, message):
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**raw, **change}))
+    with pytest.raises(UserError, match=message):
+        load_pretrained(str(folder))
+
+
+def test_missing_and_broken_pieces_are_named(folder):
+    weights = folder / "model.safetensors"
+    weights.rename(folder / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "../outside"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="part ../outside of the checkpoint is missing"):
+        load_pretrained(str(folder))
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(UserError, match="neither model.safetensors nor pytorch_model.bin"):
+        load_pretrained(str(folder))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        load_pretrained(str(folder))
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match="no config.json"):
+        load_pretrained(str(folder))
+
+
+# ---- the hub, over HTTP
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The hub's file protocol, for files of one folder; counts what it is asked."""
+
+    root: Path
+    asked: list
+    mode = "whole"
+
+    def do_HEAD(self, body: bool = False):
+        """Answer /{owner}/{name}/resolve/main/{file}."""
+        self.asked.append(self.path)
+        owner, name, *_, file = self.path.strip("/").split("/")
+        path = self.root / file
+        if self.mode == "dead":
+            return self.connection.close()
+        if name != "gpt" or not path.exists():
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound" if name != "gpt" else "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        data = path.read_bytes()
+        self.send_response(200 if self.mode != "gone" else 403)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", f'"{file}{len(data)}"')
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if body:
+            cut = self.mode == "interrupted" and file.endswith(".safetensors")
+            self.wfile.write(data[: len(data) // 2] if cut else data)
+            type(self).mode = "gone" if cut else self.mode
+        return None
+
+    def do_GET(self):
+        """HEAD with a body."""
+        self.do_HEAD(body=True)
+
+    def log_message(self, *args):
+        """Stay silent."""
+
+
+@pytest.fixture
+def hub(folder):
+    """A running hub that has the repository someone/gpt."""
+    handler = type("Handler", (Hub,), {"root": folder, "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    handler.url = f"http://127.0.0.1:{server.server_port}"
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+def ask(hub, home: Path, *sources: str) -> list[str]:
+    """Load checkpoints in a process of its own that believes `hub` is the hub."""
+    code = (
+        "import sys\nfrom nanogpt_lib.pretrained import UserError, load_pretrained\n"
+        "for source in sys.argv[1:]:\n"
+        "    try: print(len(load_pretrained(source)[1]))\n"
+        "    except UserError as error: print(error)\n"
+    )
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "NANOGPT_"))}
+    # what travels between this test and its server must not take a proxy
+    env = {**keep, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
+    env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *sources],
+        env=env, cwd=home.parent, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_hub_name_is_downloaded_once_and_then_found_without_the_hub(hub, tmp_path):
+    loaded, missing = ask(hub, tmp_path / "home", "someone/gpt", "someone/nothing")
+    assert loaded == "29"  # 2 tables, 2 blocks of 12, 2 of ln_f, the tied head
+    assert missing.startswith("someone/nothing: config.json could not be downloaded (404")
+    hub.mode, hub.asked = "dead", []
+    cached, unknown = ask(hub, tmp_path / "home", "someone/gpt", "someone/else")
+    assert cached == "29"
+    assert unknown.startswith("someone/else: not in the local cache and the hub cannot be reached")
+    tries = [path for path in hub.asked if "someone/else" in path]
+    assert len(tries) == 1  # huggingface_hub alone tries six times, for half a minute
+
+
+def test_an_interrupted_download_is_an_error_and_leaves_nothing_half_cached(hub, tmp_path):
+    hub.mode = "interrupted"
+    (line,) = ask(hub, tmp_path / "home", "someone/gpt")
+    assert line.startswith("someone/gpt: model.safetensors could not be downloaded")
+    assert not list((tmp_path / "home").glob("**/snapshots/*/model.safetensors"))
+    hub.mode = "whole"
+    assert ask(hub, tmp_path / "home", "someone/gpt") == ["29"]
