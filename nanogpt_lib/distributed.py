@@ -12,6 +12,8 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nanogpt_lib.config import UserError
+
 
 @dataclass(frozen=True)
 class World:
@@ -28,17 +30,29 @@ class World:
 
 
 def read_world() -> World:
-    """Who am I? torchrun tells by environment variables; without them, the only process."""
+    """Who am I? torchrun tells by environment variables; without them, the only process.
+
+    Raises UserError if only some of them are set, as by hand or left over in a shell.
+    """
     if "RANK" not in os.environ:
         return World()
-    get = os.environ.get
-    return World(int(get("RANK")), int(get("LOCAL_RANK", 0)), int(get("WORLD_SIZE", 1)))
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in names if not os.environ.get(name)]:
+        raise UserError(f"RANK is set but not {', '.join(missing)}: start with torchrun")
+    rank, local_rank, size = (int(os.environ[name]) for name in names[:3])
+    return World(rank, local_rank, size)
 
 
 def own_device(device: torch.device, world: World) -> torch.device:
-    """One GPU per process: cuda becomes cuda:local_rank. Everything else stays."""
+    """One GPU per process: cuda becomes cuda:local_rank. Everything else stays.
+
+    Raises UserError if this machine has fewer GPUs than processes.
+    """
     if device.type != "cuda" or device.index is not None:
         return device
+    if world.local_rank >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError(f"--nproc_per_node is more than the {count} GPU(s) of this machine")
     own = torch.device("cuda", world.local_rank)
     torch.cuda.set_device(own)
     return own
@@ -64,7 +78,8 @@ def wrap_ddp(model, world: World, device: torch.device):
     if world.size == 1:
         return model
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids)
+    # gradients live in the buckets instead of being copied there: saves 4 bytes per parameter
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
 def sync_gradients(model: nn.Module, sync: bool):

@@ -5,7 +5,7 @@
     torchrun nanogpt_lib/train.py --resume --out runs/quickstart      go on where it stopped
     torchrun --standalone --nproc_per_node=8 nanogpt_lib/train.py gpt2-124m
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 \
-        nanogpt_lib/train.py gpt2-124m                                the same line on both nodes
+        nanogpt_lib/train.py gpt2-124m --batch-size 32                the same line on both nodes
 
 `python nanogpt_lib/train.py` does too, for one process. --help lists every setting.
 """
@@ -213,8 +213,8 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
     run.say(f"{device}, {str(dtype).removeprefix('torch.')}, {compiled}")
     run.say(
         f"{config.total_batch_size:,} tokens per step = {config.batch_size} rows × "
-        f"{config.block_size} × {world.size} processes × "
-        f"{grad_accum_steps(config, world.size)} micro-steps"
+        f"{config.block_size} × {world.size} process{'es' * (world.size > 1)} × "
+        f"{grad_accum_steps(config, world.size)} micro-step(s)"
     )
     return run
 

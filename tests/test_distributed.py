@@ -1,0 +1,276 @@
+"""What distributed.py promises, checked by two real gloo processes under torchrun.
+
+One launch runs every demonstration of PROGRAM and writes down what each rank saw; the tests read
+it. A second launch lets one rank die.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import ROOT
+from nanogpt_lib.config import UserError
+from nanogpt_lib.distributed import (
+    World,
+    add_up,
+    own_device,
+    process_group,
+    read_world,
+    sync_gradients,
+    wait_for_all,
+    wrap_ddp,
+)
+
+SETUP = """
+import sys
+import torch
+import torch.distributed as dist
+from nanogpt_lib.distributed import *
+from nanogpt_lib.loader import TokenLoader
+from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.shards import TokenStream
+
+CPU = torch.device("cpu")
+
+
+def model_and_rows(seed=0):
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(block_size=8, vocab_size=16, n_layer=1, n_head=2, n_embd=16))
+    tokens = torch.randint(16, (8, 9), generator=torch.Generator().manual_seed(1))
+    return model, tokens[:, :-1], tokens[:, 1:]
+
+
+def gradient(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def hook(calls, bucket):
+    calls.append(bucket.index())
+    work = dist.all_reduce(bucket.buffer().div_(2), async_op=True)
+    return work.get_future().then(lambda f: f.value()[0])
+
+
+def train(wrapped, model, steps):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for x, y in steps:
+        optimizer.zero_grad()
+        wrapped(x, y)[1].backward()
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+"""
+
+PROGRAM = (
+    SETUP
+    + """
+out, data = sys.argv[1:]
+world, saw = read_world(), {}
+mine = slice(world.rank * 4, world.rank * 4 + 4)
+with process_group(world, CPU):
+    saw["world"] = [world.rank, world.local_rank, world.size, world.is_main]
+    saw["backend"] = dist.get_backend()
+
+    model, x, y = model_and_rows(seed=world.rank)  # DDP must overwrite rank 1's weights
+    wrapped = wrap_ddp(model, world, CPU)
+    wrapped(x[mine], y[mine])[1].backward()
+    saw["ddp"] = gradient(model)
+
+    for name in ("ours", "always", "flag after forward"):
+        model, x, y = model_and_rows()
+        wrapped, calls = wrap_ddp(model, world, CPU), []
+        wrapped.register_comm_hook(calls, hook)
+        for micro in range(2):
+            first, last = 4 * micro + 2 * world.rank, micro == 1
+            rows = slice(first, first + 2)
+            with sync_gradients(wrapped, sync=last or name != "ours"):
+                loss = wrapped(x[rows], y[rows])[1] / 2
+                if name == "flag after forward":
+                    wrapped.require_backward_grad_sync = last
+                loss.backward()
+            calls.append("end")
+        saw[name] = [str(c) for c in calls], gradient(model)
+
+    model, _, _ = model_and_rows()
+    loader = TokenLoader(TokenStream(data, "train"), 2, 8, rank=world.rank, world_size=2, seed=3)
+    saw["weights"] = train(
+        wrap_ddp(model, world, CPU), model, [loader.next_batch() for _ in range(40)]
+    )
+    loader = TokenLoader(
+        TokenStream(data, "train"), 2, 8, rank=world.rank, world_size=2, shuffle=False
+    )
+    saw["windows"] = [loader.next_batch()[0][:, 0].tolist() for _ in range(60)]
+
+    saw["sums"] = add_up([0.1, 2.0**60 + world.rank, float(world.rank)], world, CPU)
+    wait_for_all(world)
+try:
+    with process_group(world, CPU):
+        raise KeyError("inside")
+except KeyError:
+    saw["left"] = not dist.is_initialized()
+torch.save(saw, f"{out}/rank{world.rank}.pt")
+"""
+)
+
+DEATH = (
+    SETUP
+    + """
+world = read_world()
+with process_group(world, CPU):
+    if world.rank == 1:
+        raise RuntimeError("rank 1 ran out of memory")
+    dist.all_reduce(torch.ones(1))  # waits for a rank that never comes
+"""
+)
+
+
+def torchrun(source: str, folder, *args) -> subprocess.CompletedProcess:
+    """Two gloo processes that run a program given as text."""
+    program = folder / "program.py"
+    program.write_text(source, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if os.name == "nt":
+        env["USE_LIBUV"] = "0"
+    return subprocess.run(
+        [*command, str(program), *map(str, args)],
+        capture_output=True, text=True, cwd=ROOT, env=env, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The functions of SETUP in this process, for what one process computes."""
+    names: dict = {}
+    exec(SETUP, names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory):
+    """A stream whose tokens repeat 0 … 15, so that a tiny model can learn it."""
+    from nanogpt_lib.shards import write_splits
+
+    folder = tmp_path_factory.mktemp("data") / "numbers"
+    meta = {"name": "n", "source": "test", "tokenizer": {"kind": "none"}, "vocab_size": 16}
+    tokens = np.arange(8 * 240 + 1) % 16
+    write_splits(folder, meta, tokens, tokens)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory, numbers):
+    """What each of two processes saw."""
+    folder = tmp_path_factory.mktemp("ranks")
+    done = torchrun(PROGRAM, folder, folder, numbers)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"rank{r}.pt") for r in range(2)]
+
+
+def whole_gradient(reference):
+    model, x, y = reference["model_and_rows"]()
+    model(x, y)[1].backward()
+    return reference["gradient"](model)
+
+
+def test_torchrun_tells_each_process_who_it_is_and_the_cpu_takes_gloo(ranks):
+    assert [saw["world"] for saw in ranks] == [[0, 0, 2, True], [1, 1, 2, False]]
+    assert [saw["backend"] for saw in ranks] == ["gloo", "gloo"]
+
+
+def test_gradients_of_two_processes_equal_those_of_one(ranks, reference):
+    whole = whole_gradient(reference)
+    for saw in ranks:
+        torch.testing.assert_close(saw["ddp"], whole, atol=1e-6, rtol=0)
+    assert torch.equal(ranks[0]["ddp"], ranks[1]["ddp"])
+
+
+def test_accumulated_gradients_are_averaged_once_and_equal_one_process(ranks, reference):
+    whole = whole_gradient(reference)
+    for saw in ranks:
+        calls, ours = saw["ours"]
+        assert calls == ["end", "0", "end"]  # nothing is sent in the first micro-step
+        assert saw["always"][0] == ["0", "end", "0", "end"]
+        torch.testing.assert_close(ours, whole, atol=1e-6, rtol=0)
+
+
+def test_the_sync_flag_must_be_set_before_forward(ranks):
+    """The lecture's order as a mutation: the wrong micro-step is sent and the ranks drift apart."""
+    calls, rank0 = ranks[0]["flag after forward"]
+    assert calls == ["0", "end", "end"]
+    assert (rank0 - ranks[1]["flag after forward"][1]).abs().max() > 1e-3
+    assert torch.equal(ranks[0]["ours"][1], ranks[1]["ours"][1])
+
+
+def test_training_on_two_processes_equals_one_with_the_whole_batch_and_learns(
+    ranks, reference, numbers
+):
+    model, _, _ = reference["model_and_rows"]()
+    stream = reference["TokenStream"](numbers, "train")
+    loader = reference["TokenLoader"](stream, 4, 8, seed=3)
+    steps = [loader.next_batch() for _ in range(40)]
+    before = model(*steps[0])[1].item()
+    weights = reference["train"](model, model, steps)
+    for saw in ranks:
+        torch.testing.assert_close(saw["weights"], weights, atol=1e-5, rtol=1e-4)
+    assert model(*steps[0])[1].item() < before - 0.5
+
+
+def test_every_rank_reads_as_many_batches_of_an_epoch_and_no_window_is_read_twice(ranks):
+    """240 windows, 2 ranks, 2 rows: 60 micro-steps are one epoch for both (ERRATA 1, 2)."""
+    rows = [
+        window for micro in zip(*(s["windows"] for s in ranks), strict=True) for window in micro
+    ]
+    starts = [start for pair in rows for start in pair]
+    assert starts == [8 * w % 16 for w in range(240)]
+
+
+def test_sums_over_processes_are_float64_and_the_same_everywhere(ranks):
+    assert ranks[0]["sums"] == ranks[1]["sums"] == [0.2, 2.0**61, 1.0]
+
+
+def test_the_group_is_left_when_an_exception_ends_the_block(ranks):
+    assert all(saw["left"] for saw in ranks)
+
+
+def test_when_one_rank_dies_all_end_soon_with_its_message(tmp_path):
+    done = torchrun(DEATH, tmp_path)  # would stop at its time limit if rank 0 went on waiting
+    assert done.returncode == 1
+    assert "rank 1 ran out of memory" in done.stderr
+
+
+def test_without_torchrun_there_is_one_process_and_nothing_to_wait_for(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    world, cpu, model = read_world(), torch.device("cpu"), torch.nn.Linear(2, 2)
+    assert world == World(0, 0, 1) and world.is_main
+    with process_group(world, cpu):
+        assert not torch.distributed.is_initialized()
+        assert wrap_ddp(model, world, cpu) is model
+        assert isinstance(sync_gradients(model, sync=False), contextlib.nullcontext)
+        assert add_up([0.1, 3.0], world, cpu) == [0.1, 3.0]
+        wait_for_all(world)
+    assert own_device(cpu, World(3, 3, 8)) == cpu
+
+
+@pytest.mark.parametrize("missing", ["LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
+def test_half_an_environment_is_refused_by_name(missing, monkeypatch):
+    told = dict(RANK="1", LOCAL_RANK="1", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT="1")
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert read_world() == World(1, 1, 2)
+    monkeypatch.delenv(missing)
+    with pytest.raises(UserError, match=f"RANK is set but not {missing}: start with torchrun"):
+        read_world()
+
+
+def test_more_processes_than_gpus_is_said_in_one_line(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    assert own_device(torch.device("cuda"), World(3, 3, 8)) == torch.device("cuda", 3) == taken[0]
+    assert own_device(torch.device("cuda:1"), World(7, 7, 8)) == torch.device("cuda:1")
+    with pytest.raises(UserError, match="more than the 4 GPU"):
+        own_device(torch.device("cuda"), World(4, 4, 8))
