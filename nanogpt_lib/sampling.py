@@ -15,6 +15,45 @@ from nanogpt_lib.config import UserError
 from nanogpt_lib.model import GPT
 
 
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Write -inf over all but the k largest logits of every row (B, V); ties with the k-th stay."""
+    kth = logits.topk(min(k, logits.size(-1)), dim=-1).values[:, -1:]  # (B, 1)
+    return logits.masked_fill(logits < kth, float("-inf"))
+
+
+def keep_top_p(probs: Tensor, p: float) -> Tensor:
+    """Keep, in every row (B, V), the smallest set of tokens whose mass reaches p; renormalise."""
+    sorted_probs, order = probs.sort(dim=-1, descending=True, stable=True)
+    before = sorted_probs.cumsum(dim=-1) - sorted_probs  # mass of the tokens ranked higher
+    drop = torch.zeros_like(probs, dtype=torch.bool).scatter(1, order, before >= p)
+    probs = probs.masked_fill(drop, 0.0)
+    return probs / probs.sum(dim=-1, keepdim=True)
+
+
+def next_token_probabilities(
+    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
+    """Logits (B, V) → probabilities (B, V), in float32.
+
+    temperature → 0 sharpens towards the largest logit (0 is greedy); top_k keeps the k largest;
+    top_p keeps the smallest set of tokens whose probability reaches p (Holtzman et al. 2019).
+    """
+    if temperature < 0:
+        raise UserError(f"temperature {temperature} is negative; 0 is greedy, 1 leaves the odds")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top_k {top_k} keeps no token; give at least 1, or None for all")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p {top_p} is not a share: give a number above 0, at most 1")
+    logits = logits.float()
+    if temperature == 0:
+        return F.one_hot(logits.argmax(dim=-1), logits.size(-1)).float()
+    logits = logits / temperature
+    if top_k is not None:
+        logits = keep_top_k(logits, top_k)
+    probs = logits.softmax(dim=-1)
+    return probs if top_p is None or top_p == 1 else keep_top_p(probs, top_p)
+
+
 class LayerCache:
     """Keys and values of one block, (B, H, S, D), in a buffer allocated once."""
 
@@ -40,31 +79,6 @@ def new_cache(model: GPT) -> list[LayerCache]:
     return [LayerCache(model.config.block_size) for _ in range(model.config.n_layer)]
 
 
-def next_token_probabilities(
-    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> Tensor:
-    """Logits (B, V) → probabilities (B, V), in float32.
-
-    temperature → 0 sharpens towards the largest logit (0 is greedy); top_k keeps the k largest;
-    top_p keeps the smallest set of tokens whose probability reaches p (Holtzman et al. 2019).
-    """
-    logits = logits.float()
-    if temperature == 0:
-        return F.one_hot(logits.argmax(dim=-1), logits.size(-1)).float()
-    logits = logits / temperature
-    if top_k is not None:
-        kth = logits.topk(min(top_k, logits.size(-1)), dim=-1).values[:, -1:]  # (B, 1)
-        logits = logits.masked_fill(logits < kth, float("-inf"))
-    probs = logits.softmax(dim=-1)
-    if top_p is not None:
-        sorted_probs, order = probs.sort(dim=-1, descending=True)
-        before = sorted_probs.cumsum(dim=-1) - sorted_probs  # mass of the tokens ranked higher
-        drop = torch.zeros_like(probs, dtype=torch.bool).scatter(1, order, before >= top_p)
-        probs = probs.masked_fill(drop, 0.0)
-        probs = probs / probs.sum(dim=-1, keepdim=True)
-    return probs
-
-
 def context_start(length: int, block_size: int) -> int:
     """First token a model still sees when the text has `length` tokens.
 
@@ -83,32 +97,21 @@ def stream(
     idx: Tensor,
     max_new_tokens: int,
     *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
     eot: int | None = None,
     generator: torch.Generator | None = None,
     use_cache: bool = True,
+    **how,
 ) -> Iterator[Tensor]:
     """Yield the next token of every row, (B, 1), up to max_new_tokens times; see `generate`."""
-    if idx.size(1) == 0:
-        raise UserError("the prompt is empty: there is nothing to continue")
-    if idx.size(1) > model.config.block_size:
-        raise UserError(
-            f"the prompt has {idx.size(1)} tokens, over the context of {model.config.block_size}"
-        )
+    check_prompt(idx, model.config.block_size)
     start, cache = 0, new_cache(model)
     finished = torch.zeros(idx.size(0), 1, dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
-        moved = context_start(idx.size(1), model.config.block_size)
-        if moved != start:
+        if (moved := context_start(idx.size(1), model.config.block_size)) != start:
             start, cache = moved, new_cache(model)
-        if use_cache:
-            hidden = model.hidden_states(idx[:, start + cache[0].length :], cache)
-        else:
-            hidden = model.hidden_states(idx[:, start:])
-        logits = model.head(hidden[:, -1])  # (B, V): only the last position predicts
-        probs = next_token_probabilities(logits, temperature, top_k, top_p)
+        fresh = idx[:, start + cache[0].length :]  # without a cache its length stays 0
+        hidden = model.hidden_states(fresh, cache if use_cache else None)
+        probs = next_token_probabilities(model.head(hidden[:, -1]), **how)  # (B, V)
         token = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
         if eot is not None:
             token = torch.where(finished, eot, token)
@@ -117,6 +120,14 @@ def stream(
         yield token
         if eot is not None and finished.all():
             return
+
+
+def check_prompt(idx: Tensor, block_size: int) -> None:
+    """Raise UserError for a prompt (B, T) that is empty or longer than the context."""
+    if idx.size(1) == 0:
+        raise UserError("the prompt is empty: there is nothing to continue")
+    if idx.size(1) > block_size:
+        raise UserError(f"the prompt has {idx.size(1)} tokens, over the context of {block_size}")
 
 
 def generate(model: GPT, idx: Tensor, max_new_tokens: int, **how) -> Tensor:

@@ -18,6 +18,8 @@ GPT2_FILES = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
+# Merges never cross these pieces: a word with its space, digits, punctuation, white space.
+GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def packaged_gpt2_files() -> dict[str, Path] | None:
@@ -56,7 +58,7 @@ def gpt2_encoding() -> tiktoken.Encoding:
     return tiktoken.Encoding(
         name="gpt2",
         explicit_n_vocab=50257,
-        pat_str=r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+        pat_str=GPT2_SPLIT,
         mergeable_ranks=ranks,
         special_tokens={"<|endoftext|>": 50256},
     )

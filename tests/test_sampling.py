@@ -1,0 +1,303 @@
+"""What sampling promises."""
+
+import math
+
+import pytest
+import torch
+
+from nanogpt_lib.config import UserError
+from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.sampling import (
+    context_start,
+    generate,
+    keep_top_k,
+    keep_top_p,
+    new_cache,
+    next_token_probabilities,
+    stream,
+)
+from nanogpt_lib.tokenizer import CharTokenizer
+
+BLOCK = 16
+
+
+def make_model(seed: int = 0, **changes) -> GPT:
+    """A small model with weights large enough that its choices differ."""
+    shape = dict(block_size=BLOCK, vocab_size=37, n_layer=2, n_head=2, n_embd=32)
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(**{**shape, **changes}))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(4)
+    return model.eval()
+
+
+def prompts(B: int, T: int, vocab_size: int = 37) -> torch.Tensor:
+    return torch.randint(vocab_size, (B, T), generator=torch.Generator().manual_seed(T))
+
+
+def draw(model, idx, n, seed=7, **how):
+    return generate(model, idx, n, generator=torch.Generator().manual_seed(seed), **how)
+
+
+# --- the probabilities
+
+
+def test_probabilities_equal_the_definition():
+    logits = torch.tensor([[0.0, 1.0, 2.0]])
+    for temperature in (0.5, 1.0, 3.0):
+        weights = [math.exp(z / temperature) for z in (0.0, 1.0, 2.0)]
+        expected = torch.tensor([weights]) / sum(weights)
+        assert torch.allclose(next_token_probabilities(logits, temperature), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3, 50, 1000])
+def test_top_k_equals_transformers(k):
+    from transformers.generation.logits_process import TopKLogitsWarper
+
+    logits = torch.randn(8, 200, generator=torch.Generator().manual_seed(0))
+    expected = TopKLogitsWarper(min(k, 200))(None, logits).softmax(-1)
+    assert torch.allclose(next_token_probabilities(logits, top_k=k), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("p", [0.01, 0.5, 0.9, 0.999])
+def test_top_p_equals_transformers(p):
+    from transformers.generation.logits_process import TopPLogitsWarper
+
+    logits = 3 * torch.randn(8, 200, generator=torch.Generator().manual_seed(1))
+    expected = TopPLogitsWarper(p)(None, logits).softmax(-1)
+    assert torch.allclose(next_token_probabilities(logits, top_p=p), expected, atol=1e-6)
+
+
+def test_top_p_of_one_and_top_k_of_all_change_nothing():
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(2))
+    plain = next_token_probabilities(logits)
+    assert torch.equal(next_token_probabilities(logits, top_p=1.0), plain)
+    assert torch.equal(next_token_probabilities(logits, top_k=50), plain)
+
+
+def test_the_likeliest_token_always_stays():
+    logits = torch.tensor([[9.0, 0.0, 0.0]])
+    for how in ({"top_p": 1e-6}, {"top_k": 1}, {"temperature": 0.0}, {"temperature": 1e-3}):
+        assert next_token_probabilities(logits, **how).tolist() == [[1.0, 0.0, 0.0]]
+    assert keep_top_p(torch.tensor([[0.5, 0.3, 0.2]]), 0.6)[0, 2] == 0
+    assert keep_top_k(torch.tensor([[1.0, 2.0, 2.0]]), 1)[0].isfinite().tolist() == [0, 1, 1]
+
+
+def test_probabilities_are_float32_even_for_bfloat16_logits():
+    logits = torch.tensor([[3.0, 3.0078125, 2.0]])  # bf16 cannot tell the first two apart
+    assert next_token_probabilities(logits.bfloat16()).dtype == torch.float32
+    model = make_model()
+    hidden = model.hidden_states(prompts(1, 4))[:, -1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        careful, careless = model.head(hidden), model.lm_head(hidden)
+    assert careful.dtype == torch.float32 and careless.dtype == torch.bfloat16
+    assert len(careful.unique()) == 37  # as many values as tokens
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"temperature": -1}, "temperature -1 is negative"),
+        ({"top_k": 0}, "top_k 0 keeps no token"),
+        ({"top_p": 0}, "top_p 0 is not a share"),
+        ({"top_p": 1.5}, "top_p 1.5 is not a share"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named(how, message):
+    with pytest.raises(UserError, match=message):
+        generate(make_model(), prompts(1, 3), 2, **how)
+
+
+# --- the loop
+
+
+def test_the_same_seed_gives_the_same_tokens_and_another_seed_others():
+    model, idx = make_model(), prompts(2, 5)
+    first = draw(model, idx, 30)
+    assert torch.equal(first, draw(model, idx, 30))
+    assert not torch.equal(first, draw(model, idx, 30, seed=8))
+    assert torch.equal(first[:, :5], idx) and first.shape == (2, 35)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "manual"])
+def test_cached_and_uncached_give_the_same_tokens_for_every_prompt_length(attention):
+    model = make_model(attention=attention)
+    for length in range(1, BLOCK + 1):
+        for how in ({"temperature": 0}, {"top_k": 10}, {"top_p": 0.9}):
+            idx = prompts(3, length)
+            cached = draw(model, idx, BLOCK + 8, **how)  # past the end of the context
+            assert torch.equal(cached, draw(model, idx, BLOCK + 8, use_cache=False, **how))
+
+
+def test_every_token_comes_from_what_the_model_sees_and_nothing_else():
+    model, idx = make_model(), prompts(1, 5)
+    row = generate(model, idx, 40, temperature=0)
+    for t in range(5, 45):
+        seen = row[:, context_start(t, BLOCK) : t]
+        assert model.head(model.hidden_states(seen)[:, -1]).argmax() == row[0, t]
+
+
+def test_the_cache_computes_every_position_once():
+    model, fed = make_model(), []
+    model.transformer.ln_f.register_forward_hook(lambda m, x, y: fed.append(y.size(1)))
+    generate(model, prompts(1, 5), BLOCK - 4)
+    assert fed == [5] + [1] * (BLOCK - 5)
+    fed.clear()
+    generate(model, prompts(1, 5), BLOCK - 4, use_cache=False)
+    assert fed == list(range(5, BLOCK + 1))
+
+
+def test_a_full_context_is_rebuilt_once_per_half_context():
+    model, fed = make_model(), []
+    model.transformer.ln_f.register_forward_hook(lambda m, x, y: fed.append(y.size(1)))
+    generate(model, prompts(1, BLOCK), 4 * BLOCK + 1)
+    assert fed[0] == BLOCK
+    assert sum(n > 1 for n in fed[1:]) == 8 and sum(fed[1:]) == 2 * 4 * BLOCK
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 7, 16])
+def test_the_visible_context_is_never_empty_nor_too_long(block_size):
+    starts = [context_start(length, block_size) for length in range(1, 100)]
+    for length, start in enumerate(starts, 1):
+        assert 0 < length - start <= block_size
+        assert start == 0 or length - start >= block_size // 2
+    assert starts == sorted(starts)
+    assert torch.equal(  # and the loop lives with it
+        draw(make_model(block_size=block_size), prompts(1, 1), 20),
+        draw(make_model(block_size=block_size), prompts(1, 1), 20, use_cache=False),
+    )
+
+
+def test_feeding_the_cache_in_chunks_equals_one_pass():
+    model, idx = make_model(), prompts(2, 12)
+    cache = new_cache(model)
+    chunks = [model.hidden_states(part, cache) for part in idx.split([1, 7, 4], dim=1)]
+    whole = model.hidden_states(idx)
+    assert torch.allclose(torch.cat(chunks, dim=1), whole, atol=1e-5)
+
+
+def test_a_cached_token_at_the_wrong_position_would_be_noticed():
+    model, idx = make_model(), prompts(1, 6)
+    cache = new_cache(model)
+    model.hidden_states(idx[:, :5], cache)
+    x = model.transformer.wte(idx[:, 5:]) + model.transformer.wpe.weight[0]  # should be row 5
+    for block, past in zip(model.transformer.h, cache, strict=True):
+        x = block(x, past)
+    wrong, right = model.transformer.ln_f(x), model.hidden_states(idx)[:, 5:]
+    assert (wrong - right).abs().max() > 1e-2
+
+
+def test_greedy_text_equals_that_of_transformers(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from nanogpt_lib.pretrained import save_huggingface
+
+    model = make_model(vocab_size=50257, block_size=32)
+    save_huggingface(tmp_path, vars(model.config), model.state_dict())
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    idx = prompts(2, 6, 50257)
+    mask = torch.ones_like(idx)
+    expected = theirs.generate(
+        idx, attention_mask=mask, max_new_tokens=20, do_sample=False, pad_token_id=50256
+    )
+    assert torch.equal(generate(model, idx, 20, temperature=0), expected)
+
+
+def test_a_padding_id_is_never_returned():
+    characters = "".join(chr(97 + i) for i in range(26))
+    model = make_model(vocab_size=26, vocab_multiple=64)
+    hidden = model.hidden_states(prompts(1, 4, 26))[:, -1]
+    uncut = model.lm_head(hidden).softmax(-1)
+    assert uncut[:, 26:].sum() > 0.05  # the mass that a careless draw would give them
+    rows = draw(model, prompts(50, 1, 26), 60, temperature=2.0)
+    assert rows.max() < 26
+    CharTokenizer(characters).decode(rows[0].tolist())
+
+
+def test_a_row_that_drew_the_eot_token_stays_there_and_all_rows_done_stops():
+    model = make_model()
+    plain = draw(model, prompts(4, 3), 40)
+    eot = int(plain[0, 10])
+    ended = draw(model, prompts(4, 3), 40, eot=eot)
+    first = (plain[0, 3:] == eot).nonzero()[0, 0] + 3
+    assert torch.equal(ended[0, : first + 1], plain[0, : first + 1])
+    assert (ended[0, first:] == eot).all()
+    one = draw(model, prompts(1, 3), 400, eot=eot)
+    assert one.size(1) < 403 and one[0, -1] == eot
+
+
+def test_an_eot_token_in_the_prompt_does_not_end_the_text():
+    start = torch.tensor([[5]])
+    with_eot, plain = draw(make_model(), start, 8, eot=5), draw(make_model(), start, 8)
+    assert plain[0, 1] != 5  # otherwise the next line would prove nothing
+    assert torch.equal(with_eot[0, :2], plain[0, :2]) and with_eot.size(1) > 2
+
+
+def test_tokens_are_handed_over_as_they_are_drawn():
+    model, idx = make_model(), prompts(2, 5)
+    growing = stream(model, idx, 6, generator=torch.Generator().manual_seed(7))
+    first = next(growing)
+    assert first.shape == (2, 1)
+    assert torch.equal(torch.cat([first, *growing], dim=1), draw(model, idx, 6)[:, 5:])
+
+
+def test_the_model_gets_its_mode_back_and_dropout_is_off_meanwhile():
+    model, idx = make_model(dropout=0.5), prompts(2, 5)
+    calm = draw(model, idx, 10)
+    model.train()
+    assert torch.equal(draw(model, idx, 10), calm) and model.training
+    with pytest.raises(UserError):
+        generate(model, idx[:, :0], 3)
+    assert model.training
+
+
+def test_generated_tokens_can_be_trained_on():
+    model = make_model()
+    rows = draw(model, prompts(2, 3), 8)
+    _, loss = model(rows[:, :-1], rows[:, 1:])
+    loss.backward()
+    assert model.transformer.wpe.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [(0, "the prompt is empty"), (BLOCK + 1, "the prompt has 17 tokens, over the context of 16")],
+)
+def test_a_prompt_that_cannot_be_continued_is_refused(length, message):
+    with pytest.raises(UserError, match=message):
+        generate(make_model(), prompts(1, length), 3)
+
+
+def test_sampling_works_while_the_training_module_is_compiled():
+    from torch._dynamo.utils import counters
+
+    model, idx = make_model().train(), prompts(2, 8)
+    before = draw(model, idx, 12)
+    compiled = torch.compile(model, backend="aot_eager")
+    _, loss = compiled(idx, idx)
+    loss.backward()
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs >= 1
+    assert torch.equal(draw(model, idx, 12), before)
+    assert torch.equal(draw(compiled, idx, 12), before)  # through the wrapper too
+    assert counters["stats"]["unique_graphs"] == graphs  # and nothing was compiled for it
+    assert not [name for name in model.state_dict() if "_orig_mod" in name]
+
+
+def test_a_trained_model_writes_what_it_was_taught():
+    text = "the quick brown fox jumps over the lazy dog. " * 2
+    tokenizer = CharTokenizer(text)
+    torch.manual_seed(0)
+    model = GPT(make_model(vocab_size=tokenizer.vocab_size, block_size=32).config)
+    ids = torch.tensor(tokenizer.encode(text))
+    rows = ids.unfold(0, 33, 1)  # every window
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(100):
+        _, loss = model(rows[:, :-1], rows[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    start = torch.tensor([tokenizer.encode("the q")])
+    out = tokenizer.decode(generate(model, start, 60, temperature=0)[0].tolist())
+    assert text.startswith(out)
