@@ -5,29 +5,15 @@ Exported from notebooks/05_speedups.ipynb; edit the notebook, not this file.
 
 import contextlib
 import platform
+import re
+import statistics
+from collections.abc import Callable
+from time import perf_counter
 
 import torch
 import torch.nn as nn
 
 from nanogpt_lib.config import UserError
-
-# Dense bf16/fp16 matrix products, in TFLOP/s, from the makers' data sheets (without sparsity).
-PEAK_TFLOPS = {
-    "B200": 2250,
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100 NVL": 835,
-    "H100": 989,
-    "A100": 312,
-    "L40S": 362,
-    "A10": 125,
-    "L4": 121,
-    "RTX 5090": 209.5,
-    "RTX 4090": 165.2,
-    "RTX 3090": 71,
-    "T4": 65,
-    "V100": 125,
-}
 
 
 def detect_device(wanted: str = "auto") -> torch.device:
@@ -45,6 +31,28 @@ def detect_device(wanted: str = "auto") -> torch.device:
     return torch.device(wanted)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was given: before every look at the clock."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def median_seconds(
+    function: Callable[[], object], device: torch.device, repeats: int = 5, warmup: int = 1
+) -> float:
+    """Seconds one call takes: the median of `repeats` calls after `warmup` unmeasured ones."""
+    seconds = []
+    for _ in range(warmup + repeats):
+        synchronize(device)
+        start = perf_counter()
+        function()
+        synchronize(device)
+        seconds.append(perf_counter() - start)
+    return statistics.median(seconds[warmup:])
+
+
 def cpu_multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for bf16 products; without them fp32 is faster."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
@@ -55,6 +63,8 @@ def cpu_multiplies_bfloat16() -> bool:
 def choose_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
     """The number format of the matrix products: bf16 where the hardware multiplies it, else fp16 on
     CUDA (with a gradient scaler), else fp32. Raises UserError for one the device cannot do."""
+    if wanted not in ("auto", "float32", "bfloat16", "float16"):
+        raise UserError(f"--dtype {wanted}: choose auto, float32, bfloat16 or float16")
     can_bf16 = {
         "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
         "cpu": cpu_multiplies_bfloat16,
@@ -107,6 +117,14 @@ def compile_model(model: nn.Module, wanted: str, device: torch.device, x, y, dty
     return result
 
 
+# Dense bf16/fp16 matrix products, in TFLOP/s, from the makers' data sheets (without sparsity).
+PEAK_TFLOPS = {
+    "GB200": 2500, "B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835,
+    "H100": 989, "A100": 312, "L40S": 362, "L40": 181, "A10G": 70, "A10": 125, "L4": 121,
+    "RTX 5090": 209.5, "RTX 4090": 165.2, "RTX 3090": 71, "T4": 65, "V100": 125,
+}  # fmt: skip
+
+
 def flops_per_token(model: nn.Module) -> int:
     """Floating-point operations per training token: 6 per weight and 12·L·C·T for attention.
 
@@ -124,12 +142,9 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((t * 1e12 for card, t in PEAK_TFLOPS.items() if card in name), None)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given: before every look at the clock."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if "Laptop" in name:  # the same name as the desktop card, less power
+        return None
+    for card, tera in PEAK_TFLOPS.items():
+        if re.search(rf"\b{card}\b", name):  # whole words: an L40 is no L4
+            return tera * 1e12
+    return None

@@ -9,6 +9,21 @@ import torch.nn as nn
 from torch.optim import AdamW
 
 
+def learning_rate_at(
+    step: int, *, max_lr: float, min_lr: float, warmup_steps: int, max_steps: int
+) -> float:
+    """Learning rate of update number `step` (0 is the first).
+
+    Linear from max_lr / warmup_steps to max_lr, then half a cosine down to min_lr at max_steps.
+    """
+    if step < warmup_steps:
+        return max_lr * (step + 1) / warmup_steps
+    if step >= max_steps:
+        return min_lr
+    progress = (step - warmup_steps) / (max_steps - warmup_steps)  # 0 → 1
+    return min_lr + 0.5 * (1.0 + math.cos(math.pi * progress)) * (max_lr - min_lr)
+
+
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two parameter groups: matrices (decayed), and biases and norms (not decayed).
 
@@ -35,18 +50,3 @@ def make_optimizer(
     """
     groups = decay_groups(model, weight_decay)
     return AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8, fused=True)
-
-
-def learning_rate_at(
-    step: int, *, max_lr: float, min_lr: float, warmup_steps: int, max_steps: int
-) -> float:
-    """Learning rate of update number `step` (0 is the first).
-
-    Linear from max_lr / warmup_steps to max_lr, then half a cosine down to min_lr at max_steps.
-    """
-    if step < warmup_steps:
-        return max_lr * (step + 1) / warmup_steps
-    if step >= max_steps:
-        return min_lr
-    progress = (step - warmup_steps) / (max_steps - warmup_steps)  # 0 → 1
-    return min_lr + 0.5 * (1.0 + math.cos(math.pi * progress)) * (max_lr - min_lr)
