@@ -1,5 +1,7 @@
 """What the recipes share: one text into a dataset, and files from a mirror or the internet."""
 
+import errno
+import http.client
 import os
 import shutil
 import sys
@@ -20,11 +22,22 @@ DATA = Path(__file__).resolve().parent
 
 
 def one_line(name: str, job: Callable[[], None]) -> int:
-    """Run a recipe; turn a UserError into one line on stderr. Returns the exit status."""
+    """Run a recipe; turn a UserError, Ctrl-C and a full disk into one line on stderr.
+
+    Returns the exit status.
+    """
     try:
         job()
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"{name}: the disk is full; make room, the same command goes on", file=sys.stderr)
         return 1
     return 0
 
@@ -124,7 +137,7 @@ def download(url: str, path: Path, timeout: float = 30, attempts: int = 4) -> No
             if error.code == 416:
                 path.unlink(missing_ok=True)
             problem = f"the server answers {error.code}"
-        except (urllib.error.URLError, OSError, ValueError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
             problem = str(getattr(error, "reason", error))
         if attempt + 1 < attempts:
             time.sleep(0.5 * 2**attempt)

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.nn as nn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -44,6 +45,34 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
+def unwrapped(model: nn.Module) -> GPT:
+    """The GPT inside torch.compile's or DDP's wrapper: its names carry no `_orig_mod.`."""
+    while inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None):
+        model = inner
+    return model
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict:
+    """Write a .safetensors file, flushed to the disk; return its line for state.json."""
+    save_file(tensors, path)
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def write_checkpoint(folder: Path, step: int, model: GPT, optimizer, state: dict) -> None:
+    """Write the three files of a checkpoint into a folder that exists."""
+    # lm_head is wte: one matrix, saved once
+    weights = {k: v.contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    tensors = {"model": weights, "optimizer": optimizer_tensors(optimizer)}
+    files = {
+        f"{name}.safetensors": write_tensors(folder / f"{name}.safetensors", content)
+        for name, content in tensors.items()
+    }
+    shape = {"format": 1, "step": step, "model_config": vars(model.config)}
+    write_json(folder / "state.json", {**shape, **state, "files": files})
+
+
 def save_checkpoint(
     out: str | Path,
     step: int,
@@ -58,37 +87,26 @@ def save_checkpoint(
     With keep > 0 only the newest `keep` stay; older ones go after the new one is whole.
     """
     folder = Path(out) / "checkpoints"
-    final = folder / f"step_{step:06d}"
-    temporary = folder / f"step_{step:06d}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    weights = {k: v.contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
-    files = {}
-    for name, tensors in (
-        ("model.safetensors", weights),
-        ("optimizer.safetensors", optimizer_tensors(optimizer)),
-    ):
-        path = temporary / name
-        save_file(tensors, path)
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())
-        files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    model_config = vars(model.config)
-    write_json(
-        temporary / "state.json",
-        {"format": 1, "step": step, "model_config": model_config, **state, "files": files},
-    )
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
-    if keep:
-        for old in checkpoints(out)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+    final, temporary = folder / f"step_{step:06d}", folder / f"step_{step:06d}.tmp"
+    for stale in folder.glob("step_*.tmp"):  # what a kill left
+        shutil.rmtree(stale, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        write_checkpoint(temporary, step, unwrapped(model), optimizer, state)
+        shutil.rmtree(final, ignore_errors=True)  # only ever a damaged one: a whole one is resumed
+        os.replace(temporary, final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"{final}: cannot be saved ({error}); the older ones are whole") from error
+    for old in checkpoints(out)[:-keep] if keep else []:
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def checkpoints(out: str | Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first; half-written ones (.tmp) are not listed."""
-    return sorted(p for p in (Path(out) / "checkpoints").glob("step_*") if p.suffix != ".tmp")
+    found = (Path(out) / "checkpoints").glob("step_*")
+    return sorted((p for p in found if p.name[5:].isdigit()), key=lambda p: int(p.name[5:]))
 
 
 def read_state(folder: Path) -> dict:
@@ -106,7 +124,7 @@ def read_state(folder: Path) -> dict:
                 raise UserError(f"{file}: damaged (its SHA-256 is not the recorded one)")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, UnicodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: damaged") from error
     return state
 

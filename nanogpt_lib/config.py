@@ -87,11 +87,12 @@ GPT2_124M = dict(
 PRESETS: dict[str, dict] = {
     "quickstart": dict(
         data="data/pydocs", out="runs/quickstart",
-        n_layer=4, n_head=4, n_embd=256, block_size=128, bias=False, vocab_multiple=1,
-        batch_size=32, total_batch_size=32 * 128, max_steps=1000,
-        learning_rate=3e-3, min_lr=3e-4, warmup_steps=50, beta2=0.99,
-        eval_every=250, eval_tokens=65_536, save_every=250, sample_every=250,
-        sample_prompt="The ", sample_tokens=200, log_every=25,
+        n_layer=4, n_head=4, n_embd=256, block_size=64, bias=False, vocab_multiple=1,
+        attention="manual",  # on a CPU in bfloat16 SDPA's backward pass takes longer
+        batch_size=16, total_batch_size=16 * 64, max_steps=2000,
+        learning_rate=2e-3, min_lr=1e-4, warmup_steps=50, beta2=0.95,
+        eval_every=250, eval_tokens=65_536, save_every=500, sample_every=500,
+        sample_prompt="The ", sample_tokens=200, log_every=100,
     ),
     # nanoGPT's README example for a laptop, number by number
     "shakespeare-char": dict(

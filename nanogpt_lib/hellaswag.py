@@ -13,9 +13,12 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import argparse
 import json
 import sys
+import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -37,40 +40,54 @@ class Item:
 
     context: list[int]
     endings: list[list[int]]  # four
-    ending_bytes: list[int]  # length of each ending's text in UTF-8
+    ending_bytes: list[int]  # length of each ending's text in UTF-8, without the space before it
     label: int  # which ending is true
+    own: bool = False  # one of ours (data/hellaswag_own.jsonl), not HellaSwag's
+
+
+def parse_item(line: str, tokenizer: GPT2Tokenizer) -> Item:
+    """One line of HellaSwag's JSON → Item. Raises ValueError that says what is wrong."""
+    raw = json.loads(line)
+    try:
+        context, label, endings = raw["ctx"], int(raw["label"]), list(raw["endings"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no usable field {error}") from error
+    if len(endings) != 4 or not 0 <= label < 4:
+        raise ValueError("not four endings and a label from 0 to 3")
+    if not context:
+        raise ValueError("ctx is empty")
+    return Item(
+        context=tokenizer.encode(context),
+        # the space belongs to the ending: GPT-2's tokens begin with it
+        endings=[tokenizer.encode(" " + ending) for ending in endings],
+        ending_bytes=[max(1, len(ending.encode("utf-8", "replace"))) for ending in endings],
+        label=label,
+        own=str(raw.get("source_id")).startswith("own~"),
+    )
 
 
 def read_items(path: str | Path, tokenizer: GPT2Tokenizer, limit: int | None = None) -> list[Item]:
-    """Read HellaSwag's JSON lines (ctx, endings, label); raises UserError naming a bad line."""
-    path = Path(path)
+    """Read HellaSwag's JSON lines, tokenized once for the whole run; UserError names a bad line."""
+    path, items = Path(path), []
     if not path.is_file():
         raise UserError(f"{path}: no such file; make it with python data/hellaswag.py")
-    items = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if limit is not None and len(items) >= limit:
-                break
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(islice(lines, limit), 1):
             try:
-                raw = json.loads(line)
-                # the space belongs to the ending: GPT-2's tokens begin with it
-                texts = [" " + ending for ending in raw["endings"]]
-                context, label = raw["ctx"], int(raw["label"])
-                if len(texts) != 4 or not 0 <= label < 4:
-                    raise ValueError("not four endings and a label from 0 to 3")
-            except (ValueError, KeyError, TypeError) as error:
+                items.append(parse_item(line, tokenizer))
+            except (ValueError, TypeError, AttributeError) as error:
                 raise UserError(f"{path} line {number}: not a HellaSwag item ({error})") from error
-            items.append(
-                Item(
-                    context=tokenizer.encode(context),
-                    endings=[tokenizer.encode(text) for text in texts],
-                    ending_bytes=[len(text.encode("utf-8")) for text in texts],
-                    label=label,
-                )
-            )
     if not items:
         raise UserError(f"{path}: holds no items")
     return items
+
+
+def describe_items(items: list[Item]) -> str:
+    """How many items of what: a score on our own items must never pass for HellaSwag."""
+    own = sum(item.own for item in items)
+    if own:
+        return f"{len(items):,} items, {own:,} of them our own: not a HellaSwag score"
+    return f"{len(items):,} HellaSwag items"
 
 
 def item_rows(item: Item, block_size: int) -> list[tuple[list[int], int]]:
@@ -83,7 +100,10 @@ def item_rows(item: Item, block_size: int) -> list[tuple[list[int], int]]:
 
 
 def pad_rows(rows: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
-    """Rows → tokens (R, T) and a mask (R, T - 1): 1 where the token predicted is of the ending."""
+    """Rows → tokens (R, T) and a mask (R, T - 1): 1 where the token predicted is of the ending.
+
+    Padding is token 0, to the right: no earlier token sees it, and the mask leaves it out.
+    """
     T = max(len(tokens) for tokens, _ in rows)
     tokens = torch.zeros(len(rows), T, dtype=torch.long)
     mask = torch.zeros(len(rows), T - 1)
@@ -106,7 +126,23 @@ def ending_losses(model: GPT, tokens: Tensor, mask: Tensor) -> Tensor:
     return losses.sum(dim=1)
 
 
+SCORES = ("acc_sum", "acc_token", "acc_byte")
+
+
 @torch.inference_mode()
+def choose_endings(
+    model: GPT, items: list[Item], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Which ending has the lowest loss, (3, items): by sum, mean per token, mean per byte."""
+    rows = [row for item in items for row in item_rows(item, model.config.block_size)]
+    tokens, mask = (t.to(device) for t in pad_rows(rows))
+    with autocast(device, dtype):
+        sums = ending_losses(model, tokens, mask).cpu().view(-1, 4)  # (items, 4)
+    lengths = torch.tensor([ending for _, ending in rows]).view(-1, 4)
+    sizes = torch.tensor([item.ending_bytes for item in items])
+    return torch.stack([sums, sums / lengths, sums / sizes]).argmin(dim=2)
+
+
 def score_items(
     model: GPT,
     items: list[Item],
@@ -123,66 +159,61 @@ def score_items(
     acc_norm; GPT-2 124M 0.2955). `acc_byte`: per byte of text (lm-eval's acc_norm; 0.3114).
     Items are sorted by length, so that a batch holds little padding, and dealt to the processes.
     """
-    device = torch.device(device)
-    was_training = model.training
+    device, was_training = torch.device(device), model.training
     model.eval()
-    order = sorted(
-        range(len(items)), key=lambda i: sum(map(len, items[i].endings), len(items[i].context))
-    )
-    mine = [items[i] for i in order[world.rank :: world.size]]
-    right = torch.zeros(3, dtype=torch.float64)
+    ordered = sorted(items, key=lambda item: len(item.context) + max(map(len, item.endings)))
+    mine = ordered[world.rank :: world.size]
     per_batch = max(1, rows_per_batch // 4)
+    right = torch.zeros(3, dtype=torch.float64)
     with tqdm(total=len(mine), desc="HellaSwag", disable=not progress, leave=False) as bar:
         for first in range(0, len(mine), per_batch):
             batch = mine[first : first + per_batch]
-            rows = [row for item in batch for row in item_rows(item, model.config.block_size)]
-            tokens, mask = (t.to(device) for t in pad_rows(rows))
-            with autocast(device, dtype):
-                sums = ending_losses(model, tokens, mask).cpu().view(-1, 4)  # (items, 4)
-            lengths = torch.tensor([ending for _, ending in rows]).view(-1, 4)
-            sizes = torch.tensor([item.ending_bytes for item in batch])
             labels = torch.tensor([item.label for item in batch])
-            for way, losses in enumerate((sums, sums / lengths, sums / sizes)):
-                right[way] += (losses.argmin(dim=1) == labels).sum()
+            right += (choose_endings(model, batch, device, dtype) == labels).sum(dim=1)
             bar.update(len(batch))
     model.train(was_training)
     *right, count = add_up([*right.tolist(), float(len(mine))], world, device)
-    names = ("acc_sum", "acc_token", "acc_byte")
-    return {name: r / count for name, r in zip(names, right, strict=True)} | {"items": int(count)}
+    return {name: r / count for name, r in zip(SCORES, right, strict=True)} | {"items": int(count)}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Score a checkpoint from the command line."""
-    parser = OneLineParser(prog="hellaswag.py", description=__doc__.split("\n")[0])
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line of this program."""
+    parser = OneLineParser(prog="hellaswag.py", description="Score a model on HellaSwag.")
     parser.add_argument(
         "--checkpoint", required=True, help="a run, one checkpoint, or gpt2 … gpt2-xl"
     )
     parser.add_argument("--data", default="data/hellaswag/val.jsonl", help="JSON lines of items")
     parser.add_argument("--limit", type=int, help="only the first N items")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"]
+    )
     parser.add_argument("--batch", type=int, default=32, help="rows per batch (four per item)")
     args = parser.parse_args(argv)
+    if args.limit is not None and args.limit < 1:
+        parser.error("--limit must be at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Score a checkpoint from the command line."""
+    args = parse_arguments(argv)
     device = detect_device(args.device)
     model, tokenizer = load_model(args.checkpoint)
     if not isinstance(tokenizer, GPT2Tokenizer):
         raise UserError(f"{args.checkpoint}: HellaSwag needs a model with GPT-2's tokenizer")
     items = read_items(args.data, tokenizer, args.limit)
-    scores = score_items(
-        model.to(device),
-        items,
-        device=device,
-        dtype=choose_dtype(device, args.dtype),
-        rows_per_batch=args.batch,
-        progress=True,
-    )
-    print(f"{scores['items']:,} items of {args.data}")
+    how = {"device": device, "dtype": choose_dtype(device, args.dtype)}
+    how |= {"rows_per_batch": args.batch, "progress": sys.stderr.isatty()}
+    begun = time.perf_counter()
+    scores = score_items(model.to(device), items, **how)
+    print(f"{describe_items(items)}, {args.data}, {time.perf_counter() - begun:.1f} s")
     print(f"acc_sum   {scores['acc_sum']:.4f}   total loss of the ending (lm-eval: acc)")
     print(f"acc_token {scores['acc_token']:.4f}   mean per token (the lecture's acc_norm)")
-    print(f"acc_byte  {scores['acc_byte']:.4f}   per byte (lm-eval: acc_norm)")
+    print(f"acc_byte  {scores['acc_byte']:.4f}   mean per byte (lm-eval: acc_norm)")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and Path(sys.argv[0]).stem == "hellaswag":  # a notebook is main, too
     try:
         main()
     except UserError as error:

@@ -1,10 +1,7 @@
 """What several tests use: a small dataset, a small run, and programs as real processes."""
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads would only wait for each other
-
 import json
+import os
 import socket
 import subprocess
 import sys

@@ -1,8 +1,8 @@
 """What the sampling program promises."""
 
 import pytest
-from conftest import program
 
+from conftest import program
 from nanogpt_lib import sample
 from nanogpt_lib.config import UserError
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, log_of, program
 
+from conftest import ROOT, TINY, log_of, program
 from nanogpt_lib import train
 from nanogpt_lib.checkpoint import checkpoints, load_model
 from nanogpt_lib.config import UserError

@@ -1,0 +1,354 @@
+"""nanogpt_lib/hellaswag.py: the true ending's loss, right in every batch, precision and process."""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from conftest import ROOT, program, subprocess
+from nanogpt_lib import hellaswag
+from nanogpt_lib.checkpoint import save_checkpoint
+from nanogpt_lib.config import UserError
+from nanogpt_lib.hellaswag import (
+    SCORES,
+    Item,
+    choose_endings,
+    describe_items,
+    ending_losses,
+    item_rows,
+    pad_rows,
+    read_items,
+    score_items,
+)
+from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.optimizer import make_optimizer
+from nanogpt_lib.tokenizer import GPT2Tokenizer
+
+OWN = ROOT / "data" / "hellaswag_own.jsonl"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def items():
+    return read_items(OWN, GPT2Tokenizer())
+
+
+def random_items(count=40, vocab=300, seed=0):
+    """Items of odd lengths over a small vocabulary, where scoring is quick."""
+    g = torch.Generator().manual_seed(seed)
+
+    def ids(low, high):
+        return torch.randint(
+            vocab, (int(torch.randint(low, high, (1,), generator=g)),), generator=g
+        )
+
+    return [
+        Item(
+            context=ids(1, 30).tolist(),
+            endings=[ids(1, 12).tolist() for _ in range(4)],
+            ending_bytes=torch.randint(1, 60, (4,), generator=g).tolist(),
+            label=i % 4,
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = GPTConfig(block_size=48, vocab_size=300, n_layer=2, n_head=2, n_embd=32)
+    model = GPT(config).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(6)  # so that endings differ by nats, not by thousandths
+    return model
+
+
+@torch.no_grad()
+def one_item(logits_of, item):
+    """Sum of the loss of each ending: no padding, no batch, no mask, all logits."""
+    sums = []
+    for ending in item.endings:
+        row = torch.tensor([item.context + ending])
+        logits = logits_of(row)[0, len(item.context) - 1 : -1]
+        sums.append(F.cross_entropy(logits.float(), torch.tensor(ending), reduction="sum").item())
+    return sums
+
+
+def batched_sums(model, items, batch):
+    with torch.inference_mode():
+        parts = [
+            ending_losses(
+                model, *pad_rows([r for i in items[f : f + batch] for r in item_rows(i, 48)])
+            )
+            for f in range(0, len(items), batch)
+        ]
+    return torch.cat(parts).view(-1, 4)
+
+
+def test_a_batch_equals_one_item_at_a_time_through_transformers(tmp_path):
+    from transformers import GPT2LMHeadModel
+
+    from nanogpt_lib.pretrained import save_huggingface
+
+    torch.manual_seed(0)
+    ours = GPT(GPTConfig(block_size=48, n_layer=2, n_head=2, n_embd=32)).eval()
+    save_huggingface(tmp_path, vars(ours.config), ours.state_dict())
+    theirs = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    some = read_items(OWN, GPT2Tokenizer(), limit=6)
+    expected = torch.tensor([one_item(lambda row: theirs(row).logits, item) for item in some])
+    assert torch.allclose(batched_sums(ours, some, 3), expected, atol=1e-3)
+    winners = choose_endings(ours, some, CPU, torch.float32)
+    assert winners[0].tolist() == expected.argmin(dim=1).tolist()
+    lengths = torch.tensor([[len(e) for e in item.endings] for item in some])
+    assert winners[1].tolist() == (expected / lengths).argmin(dim=1).tolist()
+    texts = [json.loads(line)["endings"] for line in OWN.read_text("utf-8").splitlines()[:6]]
+    sizes = torch.tensor([[len(t.encode()) for t in row] for row in texts])
+    assert winners[2].tolist() == (expected / sizes).argmin(dim=1).tolist()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 40])
+def test_padding_and_batch_size_change_nothing(model, batch):
+    items = random_items()
+    expected = torch.tensor([one_item(lambda row: model(row)[0], item) for item in items])
+    assert torch.allclose(batched_sums(model, items, batch), expected, atol=1e-3)
+
+
+def test_the_mask_covers_exactly_the_predictions_of_the_ending():
+    tokens, mask = pad_rows([([5, 6, 7, 8, 9], 2), ([5, 6, 7], 1)])
+    assert tokens.tolist() == [[5, 6, 7, 8, 9], [5, 6, 7, 0, 0]]
+    assert mask.tolist() == [[0, 0, 1, 1], [0, 1, 0, 0]]
+
+
+def test_a_mask_without_the_shift_would_be_caught(model):
+    items = random_items(8)
+    expected = torch.tensor([one_item(lambda row: model(row)[0], item) for item in items])
+    tokens, mask = pad_rows([r for item in items for r in item_rows(item, 48)])
+    with torch.inference_mode():
+        wrong = ending_losses(model, tokens, mask.roll(1, dims=1)).view(-1, 4)
+    assert (wrong - expected).abs().max() > 0.1
+
+
+def test_the_three_scores_are_three_rules(model):
+    items = random_items()
+    sums = torch.tensor([one_item(lambda row: model(row)[0], item) for item in items])
+    lengths = torch.tensor([[len(e) for e in item.endings] for item in items])
+    sizes = torch.tensor([item.ending_bytes for item in items])
+    labels = torch.tensor([item.label for item in items])
+    scores = score_items(model, items)
+    for name, losses in zip(SCORES, (sums, sums / lengths, sums / sizes), strict=True):
+        expected = (losses.argmin(dim=1) == labels).double().mean().item()
+        assert scores[name] == pytest.approx(expected)
+    assert scores["items"] == 40 and len({scores[name] for name in SCORES}) > 1
+
+
+def test_scores_do_not_depend_on_the_batch_or_the_order(model):
+    items = random_items()
+    expected = score_items(model, items)
+    for rows in (1, 4, 12, 400):
+        assert score_items(model, items, rows_per_batch=rows) == expected
+    assert score_items(model, items[::-1]) == expected
+
+
+def test_any_number_of_processes_gives_the_same_score(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    (tmp_path / "two.py").write_text(f"""
+import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
+import torch
+from test_hellaswag import random_items
+from nanogpt_lib.distributed import process_group, read_world
+from nanogpt_lib.hellaswag import score_items
+from nanogpt_lib.model import GPT, GPTConfig
+model = GPT(GPTConfig(block_size=48, vocab_size=300, n_layer=2, n_head=2, n_embd=32))
+model.load_state_dict(torch.load({str(tmp_path / "model.pt")!r}, weights_only=True))
+world = read_world()
+with process_group(world, torch.device("cpu")):
+    scores = score_items(model, random_items(41), world=world)
+    print(f"RESULT {{scores}}\\n", end="", flush=True)
+""")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launch, tmp_path / "two.py"], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line[7:] for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert lines == [str(score_items(model, random_items(41)))] * 2
+
+
+def test_scores_are_computed_in_float32_even_under_bfloat16_autocast(model, monkeypatch):
+    items, seen = random_items(), []
+    head = GPT.head
+
+    def spy(self, hidden):
+        logits = head(self, hidden)
+        seen.append(logits.dtype)
+        return logits
+
+    monkeypatch.setattr(GPT, "head", spy)
+    exact = batched_sums(model, items, 40)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        rows = [row for item in items for row in item_rows(item, 48)]
+        mixed = ending_losses(model, *pad_rows(rows)).view(-1, 4)
+    assert set(seen) == {torch.float32} and mixed.dtype == torch.float32
+    on_grid = (mixed.bfloat16().float() == mixed).float().mean()
+    assert on_grid < 0.2  # not losses that had been rounded to bf16
+    two = exact.sort(dim=1).values
+    clear = two[:, 1] - two[:, 0] > 0.3
+    assert (mixed.argmin(dim=1) == exact.argmin(dim=1))[clear].all() and clear.sum() > 20
+
+
+def test_an_item_longer_than_the_context_is_cut_on_the_left():
+    item = Item(list(range(100, 190)), [[1, 2], list(range(60)), [3], [4] * 47], [2, 9, 1, 9], 0)
+    rows = item_rows(item, 48)
+    assert all(len(tokens) == 48 for tokens, _ in rows)
+    assert rows[0] == ([*range(144, 190), 1, 2], 2)
+    assert rows[1] == ([189, *range(47)], 47)  # one token of context is always left
+    torch.manual_seed(0)
+    small = GPT(GPTConfig(block_size=48, vocab_size=300, n_layer=1, n_head=2, n_embd=16))
+    scores = score_items(small, [item, *random_items(3)])
+    assert scores["items"] == 4 and all(0 <= scores[name] <= 1 for name in SCORES)
+
+
+def test_items_are_scored_in_batches_and_the_head_only_where_it_counts(model, monkeypatch):
+    items, calls, made = random_items(), [], []
+    hidden_states, head = GPT.hidden_states, GPT.head
+    monkeypatch.setattr(
+        GPT, "hidden_states", lambda s, i, c=None: (calls.append(len(i)), hidden_states(s, i, c))[1]
+    )
+    monkeypatch.setattr(GPT, "head", lambda s, h: (made.append(len(h)), head(s, h))[1])
+    score_items(model, items, rows_per_batch=32)
+    assert calls == [32] * 5
+    assert sum(made) == sum(len(ending) for item in items for ending in item.endings)
+
+
+def test_sorting_by_length_saves_padding(model, monkeypatch):
+    read, hidden_states = [], GPT.hidden_states
+    monkeypatch.setattr(
+        GPT,
+        "hidden_states",
+        lambda s, i, c=None: (read.append(i.numel()), hidden_states(s, i, c))[1],
+    )
+    items = random_items()
+    score_items(model, items)
+    ours, read[:] = sum(read), []
+    for first in range(0, 40, 8):
+        choose_endings(model, items[first : first + 8], CPU, torch.float32)
+    assert ours < 0.9 * sum(read)
+
+
+def test_the_model_keeps_its_mode_and_its_weights(model):
+    before = [p.clone() for p in model.parameters()]
+    for training in (True, False):
+        model.train(training)
+        assert score_items(model, random_items(4)) and model.training == training
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_a_model_that_knows_the_endings_scores_100_percent():
+    items = random_items(6, vocab=60)
+    torch.manual_seed(0)
+    pupil = GPT(GPTConfig(block_size=48, vocab_size=60, n_layer=1, n_head=2, n_embd=32))
+    optimizer = make_optimizer(pupil, learning_rate=1e-2)
+    rows = [item_rows(item, 48)[item.label] for item in items]
+    tokens, mask = pad_rows(rows)
+    for _ in range(120):
+        ending_losses(pupil, tokens, mask).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert score_items(pupil, items)["acc_token"] == 1.0
+
+
+def test_own_items_are_never_called_hellaswag(items):
+    assert len(items) == 32 and all(item.own for item in items)
+    assert describe_items(items) == "32 items, 32 of them our own: not a HellaSwag score"
+    assert describe_items(random_items(10)) == "10 HellaSwag items"
+    assert "not a HellaSwag score" in describe_items([*random_items(9), items[0]])
+
+
+def test_the_space_belongs_to_the_ending(items):
+    tokenizer = GPT2Tokenizer()
+    raw = json.loads(OWN.read_text("utf-8").splitlines()[0])
+    item = items[0]
+    for ending, text in zip(item.endings, raw["endings"], strict=True):
+        assert tokenizer.decode(item.context + ending) == f"{raw['ctx']} {text}"
+        assert tokenizer.encode(f"{raw['ctx']} {text}") == item.context + ending
+    assert item.ending_bytes == [len(text) for text in raw["endings"]]
+
+
+GOOD = {"ctx": "A man", "label": 1, "endings": ["a", "b", "c", "d"]}
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("not json", "Expecting value"),
+        ("[1, 2]", "no usable field"),
+        (json.dumps(GOOD | {"endings": ["a", "b"]}), "not four endings"),
+        (json.dumps(GOOD | {"label": 4}), "label from 0 to 3"),
+        (json.dumps(GOOD | {"label": ""}), "invalid literal"),
+        (json.dumps(GOOD | {"ctx": ""}), "ctx is empty"),
+        (json.dumps(GOOD | {"endings": [1, 2, 3, 4]}), "can only concatenate str"),
+        (json.dumps({"label": 1}), "no usable field 'ctx'"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_number(tmp_path, line, message):
+    path = tmp_path / "items.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n" + line + "\n")
+    with pytest.raises(UserError, match=f"line 2: not a HellaSwag item .*{message}") as error:
+        read_items(path, GPT2Tokenizer())
+    assert "\n" not in str(error.value)
+    assert len(read_items(path, GPT2Tokenizer(), limit=1)) == 1
+
+
+def test_odd_texts_are_read(tmp_path):
+    path = tmp_path / "items.jsonl"
+    odd = GOOD | {"label": "2", "endings": ["", "\ud800", "<|endoftext|>", "🙂"]}
+    path.write_text(json.dumps(odd) + "\n")
+    (item,) = read_items(path, GPT2Tokenizer())
+    assert item.label == 2 and not item.own and all(item.endings) and min(item.ending_bytes) == 1
+    assert not any(GPT2Tokenizer.eot in ending for ending in item.endings)
+
+
+def test_the_module_does_not_need_transformers():
+    code = "import sys, nanogpt_lib.hellaswag; print('transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout.strip(), done.stderr) == ("False", "")
+
+
+def test_the_program_scores_a_run_and_says_whose_items_they_are(tmp_path):
+    torch.manual_seed(0)
+    tiny = GPT(GPTConfig(block_size=32, n_layer=1, n_head=2, n_embd=8))
+    state = {"tokenizer": {"name": "gpt2"}}
+    save_checkpoint(tmp_path, 1, tiny, make_optimizer(tiny, learning_rate=1e-3), state)
+    how = ["--data", OWN, "--limit", "4", "--device", "cpu", "--dtype", "float32"]
+    done = program("hellaswag.py", "--checkpoint", tmp_path, *how)
+    assert done.returncode == 0, done.stderr
+    assert "4 items, 4 of them our own: not a HellaSwag score" in done.stdout
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == list(SCORES)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "arguments, message, status",
+    [
+        (["--checkpoint", "nowhere/run"], "nowhere/run", 1),
+        (["--limit", "3"], "--checkpoint", 2),
+        (["--checkpoint", "gpt2", "--limit", "0"], "--limit must be at least 1", 2),
+        (["--checkpoint", "gpt2", "--dtype", "int8"], "invalid choice", 2),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, message, status, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises((UserError, SystemExit)) as error:
+        hellaswag.main(arguments)
+    said = str(error.value) if status == 1 else capsys.readouterr().err
+    assert message in said and len(said.strip().split("\n")) == 1
+    assert status == 1 or error.value.code == status
+
+
+def test_a_character_model_is_told_that_it_cannot_play(tiny_run, capsys):
+    with pytest.raises(UserError, match="HellaSwag needs a model with GPT-2's tokenizer"):
+        hellaswag.main(["--checkpoint", str(tiny_run), "--data", str(OWN)])
+    with pytest.raises(UserError, match="no such file; make it with python data/hellaswag.py"):
+        read_items("nowhere.jsonl", GPT2Tokenizer())
