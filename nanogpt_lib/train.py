@@ -63,7 +63,7 @@ from nanogpt_lib.distributed import (
     wrap_ddp,
 )
 from nanogpt_lib.evaluation import validation_loss
-from nanogpt_lib.hellaswag import Item, read_items, score_items
+from nanogpt_lib.hellaswag import Item, describe_items, read_items, score_items
 from nanogpt_lib.loader import TokenLoader
 from nanogpt_lib.logbook import RunLog, external_logger, plot_run, read_log
 from nanogpt_lib.model import GPT, GPTConfig, count_parameters
@@ -257,7 +257,9 @@ def watch(run: Run) -> None:
             run.log.write(run.step, val_loss=loss)
     if run.items and run.due(config.hellaswag_every):
         scores = score_items(run.raw, run.items, **where)
-        run.say(f"step {run.step:5d} | HellaSwag {scores['acc_token']:.4f} of {scores['items']}")
+        run.say(
+            f"step {run.step:5d} | {scores['acc_token']:.4f} right, {describe_items(run.items)}"
+        )
         if run.log:
             run.log.write(run.step, hellaswag=scores["acc_token"])
     if run.world.is_main and run.step and run.due(config.sample_every):
