@@ -89,9 +89,9 @@ PRESETS: dict[str, dict] = {
         data="data/pydocs", out="runs/quickstart",
         n_layer=4, n_head=4, n_embd=256, block_size=64, bias=False, vocab_multiple=1,
         attention="manual",  # on a CPU in bfloat16 SDPA's backward pass takes longer
-        batch_size=16, total_batch_size=16 * 64, max_steps=2000,
+        batch_size=16, total_batch_size=16 * 64, max_steps=1600,
         learning_rate=1.5e-3, min_lr=1e-4, warmup_steps=50, beta2=0.95,
-        eval_every=250, eval_tokens=65_536, save_every=500, sample_every=500,
+        eval_every=200, eval_tokens=65_536, save_every=400, sample_every=400,
         sample_prompt="The ", sample_tokens=200, log_every=100,
     ),
     # nanoGPT's README example for a laptop; only the peak learning rate is not its 1e-3
