@@ -10,7 +10,7 @@ train: $(READY)  ## prepare the text that ships with Python and train a GPT on i
 	$(BIN)/torchrun nanogpt_lib/train.py quickstart $(ARGS)
 
 test: $(READY)  ## every test, then every notebook
-	$(BIN)/pytest -n 2 $(ARGS)
+	$(BIN)/pytest $(ARGS)
 	$(BIN)/pytest -n 2 --nbmake notebooks
 
 lab: $(READY)  ## read and run the notebooks in the browser
