@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--batch-size", type=int, help="rows (default: 16 on a GPU, 1 on a CPU)")
     parser.add_argument(
-        "--block-size", type=int, help="tokens per row (default: the preset's, 128 on a CPU)"
+        "--block-size", type=int, help="tokens per row (default: the preset's, 256 on a CPU)"
     )
     parser.add_argument("--steps", type=int, help="timed steps (default: 20 on a GPU, 3 on a CPU)")
     parser.add_argument("--compile", action="store_true", help="try torch.compile off CUDA, too")
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     config = TrainConfig(**PRESETS[args.preset])
     shape = {key: getattr(config, key) for key in SHAPE}
     if args.block_size or on_cpu:
-        shape["block_size"] = args.block_size or min(128, config.block_size)
+        shape["block_size"] = args.block_size or min(256, config.block_size)
     rows = args.batch_size or (1 if on_cpu else 16)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     name = name or platform.machine()
