@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,8 @@ from nanogpt_lib.checkpoint import checkpoints, load_model
 from nanogpt_lib.config import UserError
 from nanogpt_lib.logbook import read_log
 from nanogpt_lib.pretrained import save_huggingface
+from nanogpt_lib.shards import write_splits
+from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 
 def losses(records: list[dict], name: str = "train_loss") -> list[float]:
@@ -151,16 +154,28 @@ def test_a_run_can_start_from_another_run_and_from_a_hugging_face_folder(tiny_ru
     assert firsts == pytest.approx([last, last], abs=1e-5)
 
 
-def test_the_124m_configuration_takes_real_steps_with_gpt2_tokens(tmp_path):
-    import numpy as np
-
-    from nanogpt_lib.shards import write_splits
-    from nanogpt_lib.tokenizer import GPT2Tokenizer
-
+@pytest.fixture
+def fox(tmp_path) -> str:
+    """A few hundred GPT-2 tokens."""
     tokenizer = GPT2Tokenizer()
     ids = np.array(tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 40))
     meta = {"name": "fox", "source": "test", "tokenizer": tokenizer.describe(), "vocab_size": 50257}
     write_splits(tmp_path / "data", meta, ids[:300], ids[300:])
+    return str(tmp_path / "data")
+
+
+def test_hellaswag_is_scored_in_the_loop_with_compile_on(fox, tmp_path, monkeypatch, capsys):
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda m: compile_(m, backend="aot_eager"))
+    out, items = tmp_path / "run", str(ROOT / "data/hellaswag_own.jsonl")
+    flags = [*TINY, "--data", fox, "--out", str(out), "--compile", "on", "--block-size", "64"]
+    flags += ["--hellaswag-every", "3", "--hellaswag-data", items, "--sample-prompt", "Hello"]
+    assert train.main(flags) == 0
+    assert len(losses(log_of(out), "hellaswag")) == 3  # steps 0, 3 and 6
+    assert "our own: not a HellaSwag score" in capsys.readouterr().out
+
+
+def test_the_124m_configuration_takes_real_steps_with_gpt2_tokens(fox, tmp_path):
     flags = "gpt2-124m --max-steps 2 --batch-size 1 --total-batch-size 64 --block-size 64 "
     flags += "--eval-tokens 64 --warmup-steps 0 --save-every 0 --hellaswag-every 0 --device cpu "
     flags += "--sample-tokens 1 --sample-prompt Hello"
