@@ -14,8 +14,6 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import platform
-import statistics
-import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -29,8 +27,8 @@ from nanogpt_lib.device import (
     compile_model,
     detect_device,
     flops_per_token,
+    median_seconds,
     peak_flops,
-    synchronize,
 )
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.optimizer import decay_groups, make_optimizer
@@ -96,19 +94,16 @@ def measure(rung: Rung, shape: dict, rows: int, steps: int, device: torch.device
     model, note = raw, ""
     if rung.compile:
         model, note = compile_model(raw, "on", device, x, y, rung.dtype)
-    times = []
-    for _ in range(steps + 2):
-        synchronize(device)
-        start = time.perf_counter()
+
+    def step() -> None:
         with autocast(device, rung.dtype):
             _, loss = model(x, y)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    seconds = statistics.median(times[2:])
+
+    seconds = median_seconds(step, device, repeats=steps, warmup=2)
     flops = flops_per_token(raw) * x.numel() / seconds
     peak = peak_flops(device)
     return {
