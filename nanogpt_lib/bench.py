@@ -3,6 +3,8 @@
     python nanogpt_lib/bench.py                        GPT-2 124M, sizes that suit the device
     python nanogpt_lib/bench.py --preset gpt2-350m --batch-size 16 --block-size 1024
     python nanogpt_lib/bench.py --json ladder.json     also write the rows, with card and versions
+    python nanogpt_lib/bench.py --sampling --nanogpt PATH      tokens per second when drawing text,
+                                                       beside transformers and a nanoGPT checkout
 
 Every rung keeps what the rungs above it changed. A rung this machine cannot climb says so.
 """
@@ -13,14 +15,19 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import copy
+import importlib.util
 import platform
+import sys
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from time import perf_counter
 
 import torch
 
-from nanogpt_lib.config import PRESETS, OneLineParser, TrainConfig, run_program
+from nanogpt_lib.config import PRESETS, OneLineParser, TrainConfig, UserError, run_program
 from nanogpt_lib.device import (
     autocast,
     choose_dtype,
@@ -29,9 +36,11 @@ from nanogpt_lib.device import (
     flops_per_token,
     median_seconds,
     peak_flops,
+    synchronize,
 )
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.optimizer import decay_groups, make_optimizer
+from nanogpt_lib.sampling import generate, pack_weights
 from nanogpt_lib.shards import write_json
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "bias")
@@ -150,8 +159,76 @@ def print_estimates(flops_per_second: float, device_name: str) -> None:
         print(f"  {name:<22}{tokens / 1e6:>12,.1f}M tokens   {left}")
 
 
+def device_name(device: torch.device) -> str:
+    """The card's name, or the processor's as far as the system tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
+def theirs(path: Path, shape: dict) -> torch.nn.Module:
+    """nanoGPT's own model, from the model.py of a checkout, with random weights."""
+    spec = importlib.util.spec_from_file_location("nanogpt_checkout_model", path / "model.py")
+    try:
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # its dataclass looks itself up there
+        spec.loader.exec_module(module)
+    except OSError as error:
+        raise UserError(f"--nanogpt {path}: no model.py of nanoGPT here") from error
+    return module.GPT(module.GPTConfig(**shape, vocab_size=50257)).eval()
+
+
+def samplers(shape: dict, device: torch.device, nanogpt: Path | None) -> dict:
+    """Ways to draw n tokens after a prompt idx, by name: others' with top-k 50, and ours."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    ways = {}
+    sizes = {key: shape[key] for key in ("n_layer", "n_head", "n_embd")}
+    if nanogpt:
+        nano = theirs(nanogpt, shape).to(device)
+        ways["nanoGPT"] = lambda idx, n: nano.generate(idx, n, top_k=50)
+    hf = GPT2LMHeadModel(GPT2Config(**sizes, n_positions=shape["block_size"])).to(device).eval()
+    options = dict(do_sample=True, top_k=50, pad_token_id=50256)
+    ways["transformers, cached"] = torch.inference_mode()(
+        lambda idx, n: hf.generate(idx, max_new_tokens=n, min_new_tokens=n, **options)
+    )
+    model = GPT(GPTConfig(**shape)).to(device).eval()
+    ways["ours, float32"] = lambda idx, n: generate(model, idx, n, top_k=50)
+    fast = choose_dtype(device)
+    for dtype in dict.fromkeys([torch.float32, fast] if device.type == "cpu" else [fast]):
+        short = str(dtype).removeprefix("torch.")
+        if device.type == "cpu":
+            packed = pack_weights(copy.deepcopy(model), dtype)
+            ways[f"ours, packed {short}"] = partial(generate, packed, top_k=50)
+        elif dtype != torch.float32:
+            half = copy.deepcopy(model).to(dtype)  # head() sums in float32, rounds its products
+            ways[f"ours, {short}"] = partial(generate, half, top_k=50)
+    return ways
+
+
+def print_sampling(shape: dict, device: torch.device, new: int, nanogpt: Path | None) -> list[dict]:
+    """Tokens per second at batch 1 after a prompt of 8, the best of three rounds taken in turns."""
+    torch.manual_seed(0)
+    ways = samplers(shape, device, nanogpt)
+    idx = torch.randint(50257, (1, 8), device=device)
+    best = dict.fromkeys(ways, 0.0)
+    for round_ in range(4):
+        for name, way in ways.items():
+            start = perf_counter()
+            count = new if round_ else 4  # the first round warms up
+            way(idx, count)
+            synchronize(device)
+            if round_:
+                best[name] = max(best[name], count / (perf_counter() - start))
+    first = next(iter(best.values()))
+    print(f"{new} tokens after a prompt of 8, top-k 50, random weights, best of 3 rounds")
+    for name, rate in best.items():
+        print(f"{name:<24}{rate:>10.1f} tokens/s{rate / first:>8.2f}", flush=True)
+    return [{"way": name, "tokens_per_sec": round(rate, 1)} for name, rate in best.items()]
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Climb the ladder, then extrapolate."""
+    """Climb the ladder, then extrapolate; or, with --sampling, draw text."""
     parser = OneLineParser(prog="bench.py", description=__doc__.split("\n")[0])
     parser.add_argument("--preset", default="gpt2-124m", choices=list(PRESETS))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
@@ -162,16 +239,27 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="timed steps (default: 20 on a GPU, 3 on a CPU)")
     parser.add_argument("--compile", action="store_true", help="try torch.compile off CUDA, too")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--sampling", action="store_true", help="measure sampling instead")
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT to sample beside ours")
+    parser.add_argument("--new-tokens", type=int, default=400, help="tokens per text (--sampling)")
     args = parser.parse_args(argv)
     device = detect_device(args.device)
     on_cpu = device.type == "cpu"
     config = TrainConfig(**PRESETS[args.preset])
     shape = {key: getattr(config, key) for key in SHAPE}
-    if args.block_size or on_cpu:
+    if args.block_size or (on_cpu and not args.sampling):
         shape["block_size"] = args.block_size or min(256, config.block_size)
+    if args.sampling:
+        print(
+            f"{args.preset} on {device}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+        )
+        rates = print_sampling(shape, device, args.new_tokens, args.nanogpt)
+        if args.json:
+            about = {"device": device_name(device), "torch": torch.__version__}
+            write_json(args.json, {**about, "preset": args.preset, "sampling": rates})
+        return
     rows = args.batch_size or (1 if on_cpu else 16)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    name = name or platform.machine()
+    name = device_name(device)
     print(f"{args.preset}: {rows} × {shape['block_size']} tokens per step, {device} ({name}),")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     rungs = ladder(device, args.compile or device.type == "cuda")

@@ -19,7 +19,7 @@ import torch
 from nanogpt_lib.checkpoint import load_model
 from nanogpt_lib.config import OneLineParser, UserError, run_program
 from nanogpt_lib.device import autocast, choose_dtype, detect_device
-from nanogpt_lib.sampling import stream
+from nanogpt_lib.sampling import pack_weights, stream
 
 
 def read_prompt(prompt: str) -> str:
@@ -48,7 +48,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--temperature", type=float, default=1.0, help="0: always the likeliest")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--dtype", default="float32", help="auto, float32, bfloat16 or float16")
+    parser.add_argument(
+        "--dtype", default="auto", help="auto (the fastest here), float32, bfloat16 or float16"
+    )
     args = parser.parse_args(argv)
     if args.num_samples < 1 or args.max_new_tokens < 1:
         raise UserError("--num-samples and --max-new-tokens must be at least 1")
@@ -59,6 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     dtype = choose_dtype(device, args.dtype)
     model, tokenizer = load_model(args.checkpoint)
     model.to(device).eval()
+    if device.type == "cpu":
+        pack_weights(model, dtype)
     prompt = tokenizer.encode(read_prompt(args.prompt))
     idx = torch.tensor([prompt] * args.num_samples, dtype=torch.long, device=device)
     tokens = stream(

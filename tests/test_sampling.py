@@ -1,5 +1,6 @@
 """What sampling promises."""
 
+import copy
 import math
 
 import pytest
@@ -8,12 +9,16 @@ import torch
 from nanogpt_lib.config import UserError
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.sampling import (
+    PackedLinear,
     context_start,
+    continue_prompts,
+    draw,
     generate,
     keep_top_k,
     keep_top_p,
     new_cache,
     next_token_probabilities,
+    pack_weights,
     stream,
 )
 from nanogpt_lib.tokenizer import CharTokenizer
@@ -36,7 +41,7 @@ def prompts(B: int, T: int, vocab_size: int = 37) -> torch.Tensor:
     return torch.randint(vocab_size, (B, T), generator=torch.Generator().manual_seed(T))
 
 
-def draw(model, idx, n, seed=7, **how):
+def text(model, idx, n, seed=7, **how):
     return generate(model, idx, n, generator=torch.Generator().manual_seed(seed), **how)
 
 
@@ -114,9 +119,9 @@ def test_a_setting_that_cannot_work_is_named(how, message):
 
 def test_the_same_seed_gives_the_same_tokens_and_another_seed_others():
     model, idx = make_model(), prompts(2, 5)
-    first = draw(model, idx, 30)
-    assert torch.equal(first, draw(model, idx, 30))
-    assert not torch.equal(first, draw(model, idx, 30, seed=8))
+    first = text(model, idx, 30)
+    assert torch.equal(first, text(model, idx, 30))
+    assert not torch.equal(first, text(model, idx, 30, seed=8))
     assert torch.equal(first[:, :5], idx) and first.shape == (2, 35)
 
 
@@ -126,8 +131,8 @@ def test_cached_and_uncached_give_the_same_tokens_for_every_prompt_length(attent
     for length in range(1, BLOCK + 1):
         for how in ({"temperature": 0}, {"top_k": 10}, {"top_p": 0.9}):
             idx = prompts(3, length)
-            cached = draw(model, idx, BLOCK + 8, **how)  # past the end of the context
-            assert torch.equal(cached, draw(model, idx, BLOCK + 8, use_cache=False, **how))
+            cached = text(model, idx, BLOCK + 8, **how)  # past the end of the context
+            assert torch.equal(cached, text(model, idx, BLOCK + 8, use_cache=False, **how))
 
 
 def test_every_token_comes_from_what_the_model_sees_and_nothing_else():
@@ -164,8 +169,8 @@ def test_the_visible_context_is_never_empty_nor_too_long(block_size):
         assert start == 0 or length - start >= block_size // 2
     assert starts == sorted(starts)
     assert torch.equal(  # and the loop lives with it
-        draw(make_model(block_size=block_size), prompts(1, 1), 20),
-        draw(make_model(block_size=block_size), prompts(1, 1), 20, use_cache=False),
+        text(make_model(block_size=block_size), prompts(1, 1), 20),
+        text(make_model(block_size=block_size), prompts(1, 1), 20, use_cache=False),
     )
 
 
@@ -210,26 +215,26 @@ def test_a_padding_id_is_never_returned():
     hidden = model.hidden_states(prompts(1, 4, 26))[:, -1]
     uncut = model.lm_head(hidden).softmax(-1)
     assert uncut[:, 26:].sum() > 0.05  # the mass that a careless draw would give them
-    rows = draw(model, prompts(50, 1, 26), 60, temperature=2.0)
+    rows = text(model, prompts(50, 1, 26), 60, temperature=2.0)
     assert rows.max() < 26
     CharTokenizer(characters).decode(rows[0].tolist())
 
 
 def test_a_row_that_drew_the_eot_token_stays_there_and_all_rows_done_stops():
     model = make_model()
-    plain = draw(model, prompts(4, 3), 40)
+    plain = text(model, prompts(4, 3), 40)
     eot = int(plain[0, 10])
-    ended = draw(model, prompts(4, 3), 40, eot=eot)
+    ended = text(model, prompts(4, 3), 40, eot=eot)
     first = (plain[0, 3:] == eot).nonzero()[0, 0] + 3
     assert torch.equal(ended[0, : first + 1], plain[0, : first + 1])
     assert (ended[0, first:] == eot).all()
-    one = draw(model, prompts(1, 3), 400, eot=eot)
+    one = text(model, prompts(1, 3), 400, eot=eot)
     assert one.size(1) < 403 and one[0, -1] == eot
 
 
 def test_an_eot_token_in_the_prompt_does_not_end_the_text():
     start = torch.tensor([[5]])
-    with_eot, plain = draw(make_model(), start, 8, eot=5), draw(make_model(), start, 8)
+    with_eot, plain = text(make_model(), start, 8, eot=5), text(make_model(), start, 8)
     assert plain[0, 1] != 5  # otherwise the next line would prove nothing
     assert torch.equal(with_eot[0, :2], plain[0, :2]) and with_eot.size(1) > 2
 
@@ -239,14 +244,14 @@ def test_tokens_are_handed_over_as_they_are_drawn():
     growing = stream(model, idx, 6, generator=torch.Generator().manual_seed(7))
     first = next(growing)
     assert first.shape == (2, 1)
-    assert torch.equal(torch.cat([first, *growing], dim=1), draw(model, idx, 6)[:, 5:])
+    assert torch.equal(torch.cat([first, *growing], dim=1), text(model, idx, 6)[:, 5:])
 
 
 def test_the_model_gets_its_mode_back_and_dropout_is_off_meanwhile():
     model, idx = make_model(dropout=0.5), prompts(2, 5)
-    calm = draw(model, idx, 10)
+    calm = text(model, idx, 10)
     model.train()
-    assert torch.equal(draw(model, idx, 10), calm) and model.training
+    assert torch.equal(text(model, idx, 10), calm) and model.training
     with pytest.raises(UserError):
         generate(model, idx[:, :0], 3)
     assert model.training
@@ -254,7 +259,7 @@ def test_the_model_gets_its_mode_back_and_dropout_is_off_meanwhile():
 
 def test_generated_tokens_can_be_trained_on():
     model = make_model()
-    rows = draw(model, prompts(2, 3), 8)
+    rows = text(model, prompts(2, 3), 8)
     _, loss = model(rows[:, :-1], rows[:, 1:])
     loss.backward()
     assert model.transformer.wpe.weight.grad.abs().sum() > 0
@@ -273,14 +278,14 @@ def test_sampling_works_while_the_training_module_is_compiled():
     from torch._dynamo.utils import counters
 
     model, idx = make_model().train(), prompts(2, 8)
-    before = draw(model, idx, 12)
+    before = text(model, idx, 12)
     compiled = torch.compile(model, backend="aot_eager")
     _, loss = compiled(idx, idx)
     loss.backward()
     graphs = counters["stats"]["unique_graphs"]
     assert graphs >= 1
-    assert torch.equal(draw(model, idx, 12), before)
-    assert torch.equal(draw(compiled, idx, 12), before)  # through the wrapper too
+    assert torch.equal(text(model, idx, 12), before)
+    assert torch.equal(text(compiled, idx, 12), before)  # through the wrapper too
     assert counters["stats"]["unique_graphs"] == graphs  # and nothing was compiled for it
     assert not [name for name in model.state_dict() if "_orig_mod" in name]
 
@@ -301,3 +306,98 @@ def test_a_trained_model_writes_what_it_was_taught():
     start = torch.tensor([tokenizer.encode("the q")])
     out = tokenizer.decode(generate(model, start, 60, temperature=0)[0].tolist())
     assert text.startswith(out)
+
+
+# --- one draw
+
+
+def test_draws_follow_the_probabilities():
+    probs = torch.tensor([[0.0, 0.5, 0.0, 0.3, 0.2, 0.0]])
+    n = 20_000
+    tokens = draw(probs.expand(n, -1), torch.Generator().manual_seed(0))
+    seen = tokens.flatten().bincount(minlength=6) / n
+    assert tokens.shape == (n, 1) and seen[0] == seen[2] == seen[5] == 0
+    assert ((seen - probs[0]).abs() <= 4 * (probs[0] * (1 - probs[0]) / n).sqrt()).all()
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-24])
+def test_no_dart_leaves_the_tokens_that_have_mass(u, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *shape, generator=None: torch.full(shape, u))
+    uneven = (4 * torch.randn(50, 999, generator=torch.Generator().manual_seed(1))).softmax(-1)
+    uneven[:, :10] = uneven[:, -10:] = 0  # neither the first tokens nor the last, nor a sum of 1
+    chosen = draw(uneven)
+    assert (uneven.gather(1, chosen) > 0).all()
+
+
+def test_a_model_that_diverged_gets_one_clear_line():
+    model = make_model()
+    with torch.no_grad():
+        model.transformer.ln_f.weight[0] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        generate(model, prompts(1, 3), 2)
+
+
+# --- prompts of different lengths
+
+
+@pytest.mark.parametrize("lengths", [(3, 9, 1), (5, 5), (BLOCK, 1, 4), (2,)])
+def test_prompts_of_any_lengths_are_continued_as_if_alone(lengths):
+    model = make_model()
+    ragged = [prompts(1, n)[0].tolist() for n in lengths]
+    together = continue_prompts(model, ragged, 5, temperature=0)
+    for prompt, row in zip(ragged, together, strict=True):
+        # the shared context is cut where the longest row is full, a single one later
+        if max(lengths) - min(lengths) + max(lengths) + 5 <= BLOCK:
+            assert row == generate(model, torch.tensor([prompt]), 5, temperature=0)[0].tolist()
+        assert row[: len(prompt)] == prompt and len(row) == len(prompt) + 5
+
+
+def test_a_row_ends_before_its_own_eot_and_not_at_one_in_its_prompt():
+    model = make_model(vocab_size=3)
+    ragged = [[1], [1, 0, 2, 0, 1], [2, 2]]
+    together = continue_prompts(
+        model, ragged, 30, eot=0, generator=torch.Generator().manual_seed(1)
+    )
+    for prompt, row in zip(ragged, together, strict=True):
+        assert row[: len(prompt)] == prompt and 0 not in row[len(prompt) :]
+    assert any(len(row) < len(prompt) + 30 for prompt, row in zip(ragged, together, strict=True))
+
+
+def test_an_empty_prompt_among_several_is_refused():
+    with pytest.raises(UserError, match="empty"):
+        continue_prompts(make_model(), [[1, 2], []], 3)
+
+
+# --- packed weights
+
+packs = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="PyTorch without oneDNN"
+)
+
+
+@packs
+def test_a_packed_model_writes_the_same_text_in_float32():
+    model, idx = make_model(), prompts(2, 5)
+    packed = pack_weights(copy.deepcopy(model), torch.float32)
+    assert sum(isinstance(m, PackedLinear) for m in packed.modules()) == 4 * 2 + 1
+    hidden = (packed.hidden_states(idx), model.hidden_states(idx))
+    assert torch.allclose(*hidden, atol=1e-4)
+    assert torch.equal(text(packed, idx, 30, top_k=9), text(model, idx, 30, top_k=9))
+
+
+@packs
+@pytest.mark.parametrize("bias", [True, False])
+def test_bfloat16_weights_move_the_logits_a_little_and_the_head_stays_float32(bias):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=128, bias=bias)).eval()
+    packed, idx = pack_weights(copy.deepcopy(model), torch.bfloat16), prompts(2, 40, 50257)
+    with torch.no_grad():
+        logits, exact = packed.head(packed.hidden_states(idx)), model.head(model.hidden_states(idx))
+    assert logits.dtype == torch.float32 and packed.lm_head.dtype == torch.float32
+    assert 0 < (logits - exact).abs().max() < 0.03
+
+
+@packs
+def test_packing_leaves_the_cut_of_padding_columns():
+    model = pack_weights(make_model(vocab_multiple=64), torch.float32)
+    assert (generate(model, prompts(8, 3), 20) < 37).all()
