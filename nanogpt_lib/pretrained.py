@@ -247,7 +247,8 @@ def save_huggingface(
     """Write a folder that `transformers`, and all that builds on it, loads; the logits are equal.
 
     `config` holds the fields of GPTConfig, `state` a state dict of model.GPT. With a GPT2Tokenizer
-    or a CharTokenizer the tokenizer's files go along. Raises UserError if `folder` holds a run.
+    or a CharTokenizer the tokenizer's files go along. Raises UserError if it is not the model's, or
+    if `folder` holds a run.
     """
     folder = Path(folder)
     if (folder / "checkpoints").exists():
@@ -256,6 +257,9 @@ def save_huggingface(
         )
     texts = {"config.json": json.dumps(huggingface_config(config), indent=2) + "\n"}
     if tokenizer is not None:
+        if tokenizer.vocab_size != config["vocab_size"]:
+            sizes = f"{tokenizer.vocab_size} tokens, the model {config['vocab_size']}"
+            raise UserError(f"the tokenizer has {sizes}")
         bpe = tokenizer.describe()["name"] == "gpt2"
         texts |= bpe_files(tokenizer) if bpe else char_files(tokenizer)
         kind = "GPT2Tokenizer" if bpe else "PreTrainedTokenizerFast"

@@ -150,3 +150,10 @@ def test_a_run_is_never_overwritten_by_its_own_export(exported, gpt2_tokenizer):
     with pytest.raises(UserError, match="a run lives here"):
         save_huggingface(folder, vars(model.config), model.state_dict(), gpt2_tokenizer)
     assert (folder / "config.json").read_text() == "mine"
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    model = odd_model()
+    with pytest.raises(UserError, match="the tokenizer has .* tokens, the model 61"):
+        save_huggingface(tmp_path / "hf", vars(model.config), model.state_dict(), CHARACTERS)
+    assert not (tmp_path / "hf").exists()
