@@ -14,6 +14,7 @@ OWNERS = {
     "CharTokenizer": "tokenizer",
     "generate": "sampling",
     "load_model": "checkpoint",
+    "save_huggingface": "pretrained",
     "TokenLoader": "loader",
     "TokenStream": "shards",
     "TrainConfig": "config",

@@ -186,5 +186,5 @@ def load_model(source: str, **changes) -> tuple[GPT, GPT2Tokenizer | CharTokeniz
         config, weights = vars(model.config).copy(), model.state_dict()
         crop_block_size(config, weights, changes.pop("block_size", config["block_size"]))
         model = GPT(GPTConfig(**{**config, **changes}))
-        load_weights(model, weights)
+        load_weights(model, weights, config["vocab_size"])
     return model, tokenizer_from(state["tokenizer"])

@@ -215,10 +215,11 @@ class GPT(nn.Module):
         return model
 
 
-def load_weights(model: GPT, state: dict[str, Tensor]) -> None:
+def load_weights(model: GPT, state: dict[str, Tensor], vocab_size: int | None = None) -> None:
     """Copy a state dict into a model; wte may be padded to another number of rows.
 
-    Raises UserError that names the first tensor that is missing, unknown or of another shape.
+    `vocab_size` says how many rows of the state's wte are tokens (default: all of them), so that
+    padding may be cut and a token never. Raises UserError that names what does not fit.
     """
     own = model.state_dict()
     if odd := sorted(set(own) ^ set(state)):
@@ -226,8 +227,12 @@ def load_weights(model: GPT, state: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             given = state[name]
-            if name in ("transformer.wte.weight", "lm_head.weight"):  # padding rows are never read
-                given = F.pad(given[: len(tensor)], (0, 0, 0, max(0, len(tensor) - len(given))))
+            if name in ("transformer.wte.weight", "lm_head.weight") and len(given) != len(tensor):
+                tokens = vocab_size or len(given)
+                if tokens != model.config.vocab_size:
+                    had = f"the checkpoint has {tokens} tokens"
+                    raise UserError(f"{had}, the model {model.config.vocab_size}")
+                given = F.pad(given[:tokens], (0, 0, 0, len(tensor) - tokens))
             if given.shape != tensor.shape:
                 shapes = f"{tuple(given.shape)}, the model needs {tuple(tensor.shape)}"
                 raise UserError(f"{name} has shape {shapes}")

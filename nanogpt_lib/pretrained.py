@@ -52,7 +52,10 @@ def hub_file(repo: str, filename: str) -> Path | None:
 
 
 def find_file(source: str, filename: str) -> Path | None:
-    """Locate one file of a checkpoint: in a local folder, in NANOGPT_MIRROR, or on the hub."""
+    """Locate one file of a checkpoint: in a local folder, in NANOGPT_MIRROR, or on the hub.
+
+    NANOGPT_MIRROR is a folder here; a hub of your own, under a URL, is named by HF_ENDPOINT.
+    """
     mirror = os.environ.get("NANOGPT_MIRROR", "")
     for folder in (Path(source), Path(mirror) / source):
         if folder.is_dir():
@@ -159,29 +162,6 @@ def crop_block_size(config: dict, state: dict, block_size: int) -> None:
     state["transformer.wpe.weight"] = state["transformer.wpe.weight"][:block_size].clone()
 
 
-def save_huggingface(folder: str | Path, config: dict, state: dict[str, torch.Tensor]) -> None:
-    """Write config.json and model.safetensors that `AutoModelForCausalLM.from_pretrained` loads.
-
-    `config` holds the fields of GPTConfig, `state` a state dict of model.GPT. Padding rows of wte
-    are removed; biases that a bias-free model lacks are written as zeros: the logits stay equal.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for name, tensor in state.items():
-        if name != "lm_head.weight":  # tied: transformers makes it from wte
-            tensor = tensor.detach().float().cpu()
-            tensors[name] = (tensor.t() if name.endswith(TRANSPOSED) else tensor).contiguous()
-    for name in [n for n in tensors if n.endswith(".weight") and "wte" not in n and "wpe" not in n]:
-        bias = name.removesuffix("weight") + "bias"
-        tensors.setdefault(bias, torch.zeros(tensors[name].shape[-1]))
-    wte = tensors["transformer.wte.weight"]
-    tensors["transformer.wte.weight"] = wte[: config["vocab_size"]].clone()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(huggingface_config(config), indent=2) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
-
-
 def huggingface_config(config: dict) -> dict:
     """What config.json says about a model of ours; `config` holds the fields of GPTConfig."""
     dropout, eot = config.get("dropout", 0.0), 50256 if config["vocab_size"] == 50257 else None
@@ -194,3 +174,99 @@ def huggingface_config(config: dict) -> dict:
         **{f"{where}_pdrop": dropout for where in ("embd", "attn", "resid")},
         **{f"{which}_token_id": eot for which in ("bos", "eos")},
     }
+
+
+def huggingface_tensors(config: dict, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict of model.GPT as model.safetensors keeps it; the inverse of load_pretrained.
+
+    Padding rows of wte go; biases that a bias-free model lacks become zeros: equal logits.
+    """
+    tensors = {}
+    for name, tensor in state.items():
+        if name != "lm_head.weight":  # tied: transformers makes it from wte
+            tensor = tensor.detach().float().cpu()
+            tensors[name] = (tensor.t() if name.endswith(TRANSPOSED) else tensor).contiguous()
+    for name in [n for n in tensors if n.endswith(".weight") and "wte" not in n and "wpe" not in n]:
+        bias = name.removesuffix("weight") + "bias"
+        tensors.setdefault(bias, torch.zeros(tensors[name].shape[-1]))
+    wte = tensors["transformer.wte.weight"]
+    tensors["transformer.wte.weight"] = wte[: config["vocab_size"]].clone()
+    return tensors
+
+
+def merge_of(token: bytes, ids: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two tokens that GPT-2 merged into `token`: merge its bytes, lowest id first, down to two.
+
+    `ids` maps every token to its id, which is also the order in which the merges were learned.
+    """
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        pairs = [a + b for a, b in zip(parts[:-1], parts[1:], strict=True)]
+        first = min(range(len(pairs)), key=lambda i: ids.get(pairs[i], len(ids)))
+        parts[first : first + 2] = [pairs[first]]
+    return parts[0], parts[1]
+
+
+def bpe_files(tokenizer) -> dict[str, str]:
+    """vocab.json and merges.txt of a GPT2Tokenizer, byte for byte as OpenAI published them."""
+    tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.eot)]
+    ids = {token: i for i, token in enumerate(tokens)}
+    # in these files every byte is a character that can be seen: itself, or one from U+0100 on
+    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    shown = {b: chr(b) for b in seen}
+    shown |= {b: chr(256 + n) for n, b in enumerate(b for b in range(256) if b not in seen)}
+
+    def show(token: bytes) -> str:
+        return "".join(shown[b] for b in token)
+
+    vocab = {show(token): i for i, token in enumerate(tokens)} | {"<|endoftext|>": tokenizer.eot}
+    merges = [" ".join(map(show, merge_of(token, ids))) for token in tokens[256:]]
+    return {
+        "vocab.json": json.dumps(vocab),
+        "merges.txt": "\n".join(["#version: 0.2", *merges, ""]),
+    }
+
+
+def char_files(tokenizer) -> dict[str, str]:
+    """tokenizer.json of a CharTokenizer: cut between all characters, look each of them up."""
+    cut = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated"}
+    vocab = {character: i for i, character in enumerate(tokenizer.characters)}
+    whole = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {**cut, "invert": False},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": ""},
+        "decoder": {"type": "Fuse"},  # join without blanks
+    }
+    return {"tokenizer.json": json.dumps(whole)}
+
+
+def save_huggingface(
+    folder: str | Path, config: dict, state: dict[str, torch.Tensor], tokenizer=None
+) -> None:
+    """Write a folder that `transformers`, and all that builds on it, loads; the logits are equal.
+
+    `config` holds the fields of GPTConfig, `state` a state dict of model.GPT. With a GPT2Tokenizer
+    or a CharTokenizer the tokenizer's files go along. Raises UserError if it is not the model's, or
+    if `folder` holds a run.
+    """
+    folder = Path(folder)
+    if (folder / "checkpoints").exists():
+        raise UserError(
+            f"{folder}: a run lives here and needs its config.json; take another folder"
+        )
+    texts = {"config.json": json.dumps(huggingface_config(config), indent=2) + "\n"}
+    if tokenizer is not None:
+        if tokenizer.vocab_size != config["vocab_size"]:
+            sizes = f"{tokenizer.vocab_size} tokens, the model {config['vocab_size']}"
+            raise UserError(f"the tokenizer has {sizes}")
+        bpe = tokenizer.describe()["name"] == "gpt2"
+        texts |= bpe_files(tokenizer) if bpe else char_files(tokenizer)
+        kind = "GPT2Tokenizer" if bpe else "PreTrainedTokenizerFast"
+        about = {"tokenizer_class": kind, "model_max_length": config["block_size"]}
+        texts["tokenizer_config.json"] = json.dumps(about, indent=2) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = huggingface_tensors(config, state)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")

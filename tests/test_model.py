@@ -259,3 +259,28 @@ def test_weights_that_do_not_fit_are_named():
         load_weights(odd_model(n_layer=3), state)
     with pytest.raises(UserError, match=r"wpe\.weight has shape \(16, 32\), the model needs \(8,"):
         load_weights(odd_model(block_size=8), state)
+
+
+def test_padding_may_be_cut_from_the_vocabulary_and_a_token_never():
+    padded = odd_model(vocab_multiple=64)
+    plain = odd_model(vocab_multiple=1)
+    state = padded.state_dict()
+    load_weights(plain, state, vocab_size=61)  # 64 rows, of which 61 are tokens
+    torch.testing.assert_close(plain(TOKENS)[0], padded(TOKENS)[0], atol=1e-5, rtol=0)
+    for size, tokens in ((61, None), (60, 61), (60, None), (62, 61), (70, None)):
+        with pytest.raises(UserError, match=f"has {tokens or 64} tokens, the model {size}"):
+            load_weights(odd_model(vocab_size=size), state, tokens)
+
+
+def test_context_dropout_and_padding_may_be_chosen_on_load_but_not_the_vocabulary(tmp_path):
+    model = odd_model()
+    save_huggingface(tmp_path, vars(model.config), model.state_dict())
+    changes = dict(block_size=8, dropout=0.5, vocab_multiple=64, attention="manual")
+    loaded = GPT.from_pretrained(str(tmp_path), **changes)
+    assert len(loaded.transformer.wte.weight) == 64 and len(loaded.transformer.wpe.weight) == 8
+    some, other = loaded(TOKENS[:, :8])[0], loaded(TOKENS[:, :8])[0]
+    assert not torch.equal(some, other)  # dropout acts
+    expected = model(TOKENS[:, :8])[0]
+    torch.testing.assert_close(loaded.eval()(TOKENS[:, :8])[0], expected, atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="the checkpoint has 61 tokens, the model 60"):
+        GPT.from_pretrained(str(tmp_path), vocab_size=60)
