@@ -171,7 +171,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path):
     empty.mkdir()
     cases = [
         (["--local", tmp_path / "nowhere"], "no such folder", 1),
-        (["--local", empty], "no .parquet files there", 1),
+        (["--local", empty], "no .parquet or .bin files there", 1),
         (["--local", cut], "a.parquet: not a whole parquet file", 1),
         (["--sample", "11BT"], "invalid choice: '11BT'", 2),
     ]
@@ -188,23 +188,25 @@ def test_a_run_of_white_space_of_any_length_is_encoded(monkeypatch):
     import parquet as recipes
 
     far = "start" + " " * 1_200_000 + "far to the right"  # tiktoken alone panics on this
-    assert recipes.encode_any("naïve text") == GPT2Tokenizer().encode("naïve text")
-    assert GPT2Tokenizer().decode(recipes.encode_any(far)) == far
+    for text in ("naïve text", "", "lone \ud800 surrogate", "<|endoftext|>", "\x00\x1b\r\n"):
+        assert recipes.encode_any(text).tolist() == GPT2Tokenizer().encode(text)
+    assert GPT2Tokenizer().decode(recipes.encode_any(far).tolist()) == far
 
 
 def test_a_file_without_a_text_column_and_a_full_disk_are_told_in_words(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(DATA))
     import parquet as recipes
+    import sources
 
     pq.write_table(pa.table({"content": ["a"]}), tmp_path / "a.parquet")
-    source = recipes.local_source(tmp_path, "test")
+    source = sources.local_source(tmp_path, "test")
     with pytest.raises(UserError, match=r"a.parquet: no column text; it has \['content'\]"):
-        list(recipes.documents(source, (0, 0, 0), lambda read: None))
-    big = recipes.Source("big", [("a.parquet", 10**15)], lambda name: tmp_path)
+        list(recipes.documents(source, recipes.BEGIN, lambda read: None))
+    big = sources.Source("big", [("a.parquet", 10**15)], lambda name: tmp_path)
     with pytest.raises(UserError, match="needed, .* free in .*; choose a larger disk with --out"):
         recipes.check_disk(big, tmp_path, keep=False, done_tokens=0)
     # the lecture's data: the first whole shard validates
-    edu = recipes.Source("edu", [("a", 28_518_193_415)], lambda name: tmp_path)
+    edu = sources.Source("edu", [("a", 28_518_193_415)], lambda name: tmp_path)
     assert recipes.validation_tokens(edu) == 100_000_000
 
 
@@ -215,7 +217,7 @@ def test_importing_a_recipe_does_nothing(tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=quiet({"PYTHONPATH": str(DATA)}),
+        env=quiet({"PYTHONPATH": os.pathsep.join([str(DATA), str(DATA.parent)])}),
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
