@@ -26,6 +26,8 @@ from pretokenized import PRETOKENIZED, take_shards, token_source
 from sources import Source, hub_source, local_source, parse, recipe_parser, verify
 from text import from_mirror, one_line
 
+from nanogpt_lib.config import OneLineParser
+
 REVISIONS = {
     "fineweb-edu": "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9",
     "fineweb": "9bb295ddab0e05d785b879661af7260fed5140fc",
@@ -51,22 +53,21 @@ def choose_source(args) -> tuple[str, Source]:
     return name, hub_source(repo, folder, revision, downloads, keep=args.keep, files=args.files)
 
 
-def parse_arguments():
-    """The command line."""
+def fineweb_parser() -> OneLineParser:
+    """The flags that this recipe and fineweb_datatrove.py share."""
     parser = recipe_parser("fineweb", __doc__.split("\n")[0])
     parser.add_argument("--dataset", choices=list(REVISIONS), default="fineweb-edu")
     parser.add_argument("--sample", choices=["10BT", "100BT", "350BT", "full"], default="10BT")
-    parser.add_argument("--pretokenized", action="store_true", help="take published GPT-2 tokens")
-    args = parse(parser)
-    if args.pretokenized and (args.local or (args.dataset, args.sample) not in PRETOKENIZED):
-        known = ", ".join(f"--dataset {d} --sample {s}" for d, s in PRETOKENIZED)
-        parser.error(f"--pretokenized goes with {known}")
-    return args
+    return parser
 
 
 def main() -> None:
-    """Make the shards, or check them."""
-    args = parse_arguments()
+    """Make the shards, take published ones, or check them."""
+    parser = fineweb_parser()
+    parser.add_argument("--pretokenized", action="store_true", help="take published GPT-2 tokens")
+    args = parse(parser)
+    if args.pretokenized and (args.local or (args.dataset, args.sample) not in PRETOKENIZED):
+        parser.error(f"--pretokenized is for the hub's {', '.join(map('-'.join, PRETOKENIZED))}")
     if args.verify:
         return verify(args.out)
     if args.pretokenized:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sources import Source, is_there
+from sources import Source, dataset_meta, is_there
 from tqdm import tqdm
 
 from nanogpt_lib.config import UserError
@@ -195,8 +195,7 @@ def make_shards(
     check_disk(source, out, keep, written)
     if writer.progress.shards:
         print(f"going on after {len(writer.progress.shards)} shards, {written:,} tokens")
-    meta = {"name": name, "source": source.title, "fingerprint": source.fingerprint}
-    meta |= {"tokenizer": GPT2Tokenizer().describe(), "vocab_size": GPT2Tokenizer.vocab_size}
+    meta = dataset_meta(source, name)
     if writer.progress.meta is None:
         meta["documents"] = write_documents(source, writer, held_out, written)
     meta = writer.close(meta)

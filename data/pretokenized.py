@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from sources import Source, hub_source, is_there
+from sources import Source, dataset_meta, hub_source, is_there
 
 from nanogpt_lib.config import UserError
 from nanogpt_lib.prepare import read_progress
@@ -83,12 +83,10 @@ def take_shards(source: Source, out: Path, name: str) -> None:
         done.append(check_file(source.fetch(file), file, source.sums.get(file)))
         write_json(out / "progress.json", vars(progress))
         print(f"{file}: {done[-1]['tokens']:,} tokens, SHA-256 right")
-    meta = {"name": name, "source": source.title, "fingerprint": source.fingerprint}
-    meta |= {"tokenizer": GPT2Tokenizer().describe(), "vocab_size": GPT2Tokenizer.vocab_size}
     splits = {"train": [], "val": []}
     for shard in done:
         splits[FOREIGN.fullmatch(shard["file"])[2]].append(shard)
-    write_meta(out, meta, splits)
+    write_meta(out, dataset_meta(source, name), splits)
     (out / "progress.json").unlink()
     shutil.rmtree(out / ".cache", ignore_errors=True)  # the hub client's notes
     print(f"{sum(shard['tokens'] for shard in done):,} tokens in {out}")

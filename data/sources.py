@@ -12,6 +12,7 @@ from text import DATA
 
 from nanogpt_lib.config import OneLineParser, UserError
 from nanogpt_lib.shards import SHARD_TOKENS, file_sha256, read_meta, verify_shards
+from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 
 def recipe_parser(name: str, summary: str) -> OneLineParser:
@@ -68,6 +69,12 @@ def local_source(folder: Path, title: str, files: int | None = None) -> Source:
     found = sorted(p for p in folder.rglob("*.parquet") if p.is_file())[:files]
     names = [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in found]
     return Source(title, names, lambda name: folder / name)
+
+
+def dataset_meta(source: Source, name: str) -> dict:
+    """What meta.json says of a dataset of GPT-2 tokens, but for the shards."""
+    meta = {"name": name, "source": source.title, "fingerprint": source.fingerprint}
+    return meta | {"tokenizer": {"name": "gpt2"}, "vocab_size": GPT2Tokenizer.vocab_size}
 
 
 def is_there(out: Path, source: Source, name: str) -> bool:
