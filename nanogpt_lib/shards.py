@@ -55,26 +55,6 @@ def write_shard(path: Path, tokens: np.ndarray) -> dict:
     return {"file": path.name, "tokens": int(tokens.size), "sha256": digest}
 
 
-def open_bin(path: Path) -> np.ndarray:
-    """Map a .bin file: llm.c's with its header, or nanoGPT's train.bin and val.bin without one.
-
-    GPT-2's tokens cannot be taken for the header: its first two bytes are token 55432.
-    """
-    size, header = path.stat().st_size, np.fromfile(path, dtype="<i4", count=LLMC_HEADER // 4)
-    if header.size and header[0] == LLMC_MAGIC:
-        if size < LLMC_HEADER or header[1] != 1:
-            raise UserError(f"{path}: header cut short or of another version; get the file again")
-        offset, tokens = LLMC_HEADER, int(header[2])
-    elif path.name in ("train.bin", "val.bin"):
-        offset, tokens = 0, size // 2
-    else:
-        raise UserError(f"{path}: does not begin with {LLMC_MAGIC}, so no GPT-2 shard of llm.c")
-    if tokens < 1 or size != offset + 2 * tokens:
-        says = f"{max(0, size - offset) / 2:.12g} tokens, not {tokens} as expected"
-        raise UserError(f"{path}: the file has room for {says}; get it again")
-    return np.memmap(path, dtype="<u2", mode="r", offset=offset, shape=(tokens,))
-
-
 def open_shard(path: Path) -> np.ndarray:
     """Map one shard into memory, nothing is read yet; raises UserError if it is not whole."""
     if path.suffix == ".bin":
@@ -102,17 +82,6 @@ def check_shard(folder: Path, shard: dict) -> np.ndarray:
     return tokens
 
 
-def check_ids(path: Path, tokens: np.ndarray, vocab_size: int, first: int = 0) -> None:
-    """Raise UserError naming file and offset of an id beyond the vocabulary; tokens[0] is `first`.
-
-    Reads all the tokens it is given.
-    """
-    if tokens.size and int(tokens.max()) >= vocab_size:
-        at = int((tokens >= vocab_size).argmax())
-        where = f"token {tokens[at]} at offset {first + at}"
-        raise UserError(f"{path}: {where} is beyond the vocabulary of {vocab_size}")
-
-
 def write_meta(folder: Path, meta: dict, splits: dict[str, list[dict]]) -> dict:
     """Write meta.json: what `meta` says (name, source, tokenizer, vocab_size), and the shards."""
     for split in ("train", "val"):
@@ -132,51 +101,6 @@ def write_splits(folder: Path, meta: dict, train: np.ndarray, val: np.ndarray) -
         "val": [write_shard(folder / "val_000000.npy", val)],
     }
     return write_meta(folder, meta, splits)
-
-
-def foreign_tokenizer(folder: Path) -> tuple[dict, int]:
-    """Tokenizer and vocabulary of a folder without meta.json: GPT-2, or what characters.json says.
-
-    nanoGPT keeps its characters in a pickle, which can run code when opened; we do not open it.
-    """
-    alphabet = folder / "characters.json"
-    if not alphabet.exists() and (folder / "meta.pkl").exists():
-        code = "json.dump(''.join(pickle.load(open('meta.pkl','rb'))['stoi']), open(F,'w'))"
-        raise UserError(
-            f"{folder}: characters, which only meta.pkl lists, and pickles are not opened here. "
-            f'If you made it, run there: python -c "import json, pickle; '
-            f'{code.replace("F", repr(alphabet.name))}"'
-        )
-    if not alphabet.exists():
-        return {"name": "gpt2"}, 50257
-    try:
-        characters = json.loads(alphabet.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        characters = None
-    if not isinstance(characters, str) or list(characters) != sorted(set(characters)):
-        raise UserError(f"{alphabet}: must be one string of sorted characters")
-    return {"name": "char", "characters": characters}, len(characters)
-
-
-def foreign_meta(folder: Path) -> dict | None:
-    """What meta.json would say of shards made by nanoGPT, llm.c or the lecture; None if none.
-
-    A .npy needs a prefix, as in edufineweb_train_000001.npy: without one it is ours, unfinished.
-    """
-    splits, prefixes = {"train": [], "val": []}, set()
-    for path in sorted(folder.iterdir()):
-        match = FOREIGN.fullmatch(path.name)
-        if match and (match[3] == "bin" or match[1]):
-            splits[match[2]].append({"file": path.name, "tokens": open_shard(path).size})
-            prefixes.add(match[1] or "")
-    if len(prefixes) > 1:
-        raise UserError(f"{folder}: shards of several datasets {sorted(prefixes)}; keep one")
-    if not prefixes:
-        return None
-    tokenizer, vocab_size = foreign_tokenizer(folder)
-    source = f"shards of another program, tokenizer taken to be {tokenizer['name']}"
-    meta = {"format": 1, "dtype": "uint16", "name": folder.resolve().name, "source": source}
-    return {**meta, "tokenizer": tokenizer, "vocab_size": vocab_size, "splits": splits}
 
 
 def is_whole(meta: dict) -> bool:
@@ -217,6 +141,17 @@ def read_meta(folder: str | Path) -> dict:
     if not whole:
         raise UserError(f"{path}: damaged or of another format; run the recipe again")
     return meta
+
+
+def check_ids(path: Path, tokens: np.ndarray, vocab_size: int, first: int = 0) -> None:
+    """Raise UserError naming file and offset of an id beyond the vocabulary; tokens[0] is `first`.
+
+    Reads all the tokens it is given.
+    """
+    if tokens.size and int(tokens.max()) >= vocab_size:
+        at = int((tokens >= vocab_size).argmax())
+        where = f"token {tokens[at]} at offset {first + at}"
+        raise UserError(f"{path}: {where} is beyond the vocabulary of {vocab_size}")
 
 
 def verify_shards(folder: str | Path) -> int:
@@ -266,3 +201,68 @@ class TokenStream:
             wanted -= piece.size
             number, offset = number + 1, 0
         return np.concatenate(pieces).astype(np.int64)
+
+
+def open_bin(path: Path) -> np.ndarray:
+    """Map a .bin file: llm.c's with its header, or nanoGPT's train.bin and val.bin without one.
+
+    GPT-2's tokens cannot be taken for the header: its first two bytes are token 55432.
+    """
+    size, header = path.stat().st_size, np.fromfile(path, dtype="<i4", count=LLMC_HEADER // 4)
+    if header.size and header[0] == LLMC_MAGIC:
+        if size < LLMC_HEADER or header[1] != 1:
+            raise UserError(f"{path}: header cut short or of another version; get the file again")
+        offset, tokens = LLMC_HEADER, int(header[2])
+    elif path.name in ("train.bin", "val.bin"):
+        offset, tokens = 0, size // 2
+    else:
+        raise UserError(f"{path}: does not begin with {LLMC_MAGIC}, so no GPT-2 shard of llm.c")
+    if tokens < 1 or size != offset + 2 * tokens:
+        says = f"{max(0, size - offset) / 2:.12g} tokens, not {tokens} as expected"
+        raise UserError(f"{path}: the file has room for {says}; get it again")
+    return np.memmap(path, dtype="<u2", mode="r", offset=offset, shape=(tokens,))
+
+
+def foreign_tokenizer(folder: Path) -> tuple[dict, int]:
+    """Tokenizer and vocabulary of a folder without meta.json: GPT-2, or what characters.json says.
+
+    nanoGPT keeps its characters in a pickle, which can run code when opened; we do not open it.
+    """
+    alphabet = folder / "characters.json"
+    if not alphabet.exists() and (folder / "meta.pkl").exists():
+        code = "json.dump(''.join(pickle.load(open('meta.pkl','rb'))['stoi']), open(F,'w'))"
+        raise UserError(
+            f"{folder}: characters, which only meta.pkl lists, and pickles are not opened here. "
+            f'If you made it, run there: python -c "import json, pickle; '
+            f'{code.replace("F", repr(alphabet.name))}"'
+        )
+    if not alphabet.exists():
+        return {"name": "gpt2"}, 50257
+    try:
+        characters = json.loads(alphabet.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        characters = None
+    if not isinstance(characters, str) or list(characters) != sorted(set(characters)):
+        raise UserError(f"{alphabet}: must be one string of sorted characters")
+    return {"name": "char", "characters": characters}, len(characters)
+
+
+def foreign_meta(folder: Path) -> dict | None:
+    """What meta.json would say of shards made by nanoGPT, llm.c or the lecture; None if none.
+
+    A .npy needs a prefix, as in edufineweb_train_000001.npy: without one it is ours, unfinished.
+    """
+    splits, prefixes = {"train": [], "val": []}, set()
+    for path in sorted(folder.iterdir()):
+        match = FOREIGN.fullmatch(path.name)
+        if match and (match[3] == "bin" or match[1]):
+            splits[match[2]].append({"file": path.name, "tokens": open_shard(path).size})
+            prefixes.add(match[1] or "")
+    if len(prefixes) > 1:
+        raise UserError(f"{folder}: shards of several datasets {sorted(prefixes)}; keep one")
+    if not prefixes:
+        return None
+    tokenizer, vocab_size = foreign_tokenizer(folder)
+    source = f"shards of another program, tokenizer taken to be {tokenizer['name']}"
+    meta = {"format": 1, "dtype": "uint16", "name": folder.resolve().name, "source": source}
+    return {**meta, "tokenizer": tokenizer, "vocab_size": vocab_size, "splits": splits}
