@@ -277,7 +277,9 @@ def test_a_broken_download_is_continued_where_it_broke(server, text_module, tmp_
     def answer(handler, number):
         start = int((handler.headers.get("Range") or "bytes=0-")[6:].rstrip("-"))
         part = BODY[start : start + 3000]  # each connection breaks after 3,000 bytes
-        send(handler, part, 206 if start else 200, length=len(BODY) - start)
+        where = f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"
+        length = len(BODY) - start
+        send(handler, part, 206 if start else 200, length=length, Content_Range=where)
 
     server.answer = answer
     where = text_module.obtain("file", server.url, tmp_path / "file", SUM)
@@ -301,7 +303,19 @@ def test_a_server_in_trouble_is_asked_again(server, text_module, tmp_path):
     assert (tmp_path / "file").read_bytes() == BODY
 
 
-def test_a_stalled_server_times_out_and_nothing_is_kept(server, text_module, tmp_path):
+def test_a_server_that_continues_at_the_wrong_byte_is_not_believed(server, text_module, tmp_path):
+    def answer(handler, number):
+        if handler.headers.get("Range"):
+            send(handler, BODY[:9], 206, Content_Range=f"bytes 0-8/{len(BODY)}")
+        else:
+            send(handler, BODY[:3000] if number == 1 else BODY, length=len(BODY))
+
+    server.answer = answer
+    text_module.obtain("file", server.url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY and len(server.asked) == 3
+
+
+def test_a_stalled_server_times_out_and_what_arrived_is_continued(server, text_module, tmp_path):
     release = threading.Event()
 
     def answer(handler, number):
@@ -313,7 +327,12 @@ def test_a_stalled_server_times_out_and_nothing_is_kept(server, text_module, tmp
     with pytest.raises(UserError, match="timed out .4 attempts.; set NANOGPT_MIRROR"):
         text_module.obtain("file", server.url, tmp_path / "file", SUM, timeout=0.1)
     release.set()
-    assert not list(tmp_path.iterdir())
+    assert [p.name for p in tmp_path.iterdir()] == ["file.tmp"]  # not under its final name
+    rest = f"bytes 500-{len(BODY) - 1}/{len(BODY)}"
+    server.answer = lambda handler, n: send(handler, BODY[500:], 206, Content_Range=rest)
+    text_module.obtain("file", server.url, tmp_path / "file", SUM)
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert server.asked[-1][2] == "bytes=500-"
 
 
 def test_a_server_that_lies_is_caught_by_the_checksum(server, text_module, tmp_path):
