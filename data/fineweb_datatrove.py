@@ -21,13 +21,12 @@ import numpy as np
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from fineweb import choose_source, fineweb_parser
-from parquet import BEGIN, documents, encode_any, validation_tokens
+from parquet import BEGIN, documents, encoded, validation_tokens
 from sources import Source, dataset_meta, is_there, parse
 from text import DATA, one_line
 
-from nanogpt_lib.prepare import ShardWriter, batch_encoder, encode_documents
+from nanogpt_lib.prepare import ShardWriter
 from nanogpt_lib.shards import write_json
-from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 
 def write_part(source: Source, path: Path) -> None:
@@ -37,9 +36,8 @@ def write_part(source: Source, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, count, size = path.with_suffix(".tmp"), 0, 0
     stream = documents(source, BEGIN, lambda read: None)
-    encode_batch = batch_encoder(encode_any, threads=1)  # the tasks share the cores
     with open(temporary, "wb") as file:
-        for _, tokens in encode_documents(stream, encode_batch, GPT2Tokenizer.eot):
+        for _, tokens in encoded(stream, threads=1):  # the tasks share the cores
             count, size = count + 1, size + tokens.size
             file.write(tokens)
     os.replace(temporary, path)

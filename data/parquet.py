@@ -4,6 +4,7 @@ Killed at any moment and started again with the same command, a recipe goes on a
 byte-identical files: the shards already written stay, the document that was cut is encoded again.
 """
 
+import os
 import re
 import shutil
 import time
@@ -96,6 +97,13 @@ def encode_part(text: str) -> np.ndarray:
         return gpt2_encoding().encode_to_numpy(text, disallowed_special=())
 
 
+def encoded(stream: Iterator[tuple[object, str]], threads: int | None = None) -> Iterator:
+    """(place, text) → (place, tokens), on several threads (default: one per core)."""
+    threads = threads or os.cpu_count() or 1
+    encode_batch = batch_encoder(encode_any, threads)
+    return encode_documents(stream, encode_batch, GPT2Tokenizer.eot, batch=128 * threads)
+
+
 def validation_tokens(source: Source, shard_tokens: int = SHARD_TOKENS) -> int:
     """The first shard, as in the lecture; of small data about a twentieth of it.
 
@@ -154,8 +162,7 @@ def write_documents(
     position = tuple(writer.progress.position or BEGIN)
     pace, count = Pace(source, written), position[3]
     stream = documents(source, position, pace.tell)
-    encode_batch = batch_encoder(encode_any)
-    for place, tokens in encode_documents(stream, encode_batch, GPT2Tokenizer.eot):
+    for place, tokens in encoded(stream):
         shards, skip = len(writer.progress.shards), writer.skip
         writer.add(place, tokens, held_out(place))
         count = place[3] + 1

@@ -1,6 +1,6 @@
 """How fast are documents turned into tokens? Ours, the lecture's loop and bare tiktoken, in turns.
 
-    python tests/bench_tokenization.py PARQUET --build-nanogpt DIR [--documents 1000] [--rounds 5]
+    python tests/bench_tokenization.py PARQUET --build-nanogpt DIR [--documents 2000] [--rounds 5]
 
 DIR is a checkout of build-nanogpt. Its fineweb.py is a script that downloads when it is imported,
 so the part from `enc = …` to `write_datafile` is run unchanged, in this process and (as its pool
@@ -17,35 +17,33 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "data")]
-from parquet import encode_any, texts_of  # noqa: E402
+from parquet import encoded, texts_of  # noqa: E402
 
-from nanogpt_lib.prepare import batch_encoder, encode_documents  # noqa: E402
-from nanogpt_lib.tokenizer import GPT2Tokenizer, gpt2_encoding  # noqa: E402
+from nanogpt_lib.tokenizer import gpt2_encoding  # noqa: E402
 
 
 def load_theirs(script: str) -> None:
     """Define the tokenize function of their script here, so that a pool can find it by name."""
-    import tiktoken
-
     source = Path(script).read_text(encoding="utf-8")
     part = source[source.index("enc = tiktoken") : source.index("def write_datafile")]
-    known = {"gpt2": gpt2_encoding()}  # the same vocabulary, without a download
-    tiktoken.get_encoding = known.__getitem__
-    exec(part, {**globals(), "tiktoken": tiktoken}, space := {})
-    globals().update(space)
-    space["tokenize"].__globals__.update(space)
+    tiktoken = SimpleNamespace(get_encoding=lambda name: gpt2_encoding())  # without a download
+    space = {"__name__": "__main__", "np": np, "tiktoken": tiktoken}
+    exec(part, space)
+    vars(sys.modules["__main__"])["tokenize"] = space["tokenize"]
 
 
 def theirs(texts: list[str], pool, size: int) -> int:
     """Their loop: the pool's results into a preallocated shard."""
+    tokenize = vars(sys.modules["__main__"])["tokenize"]
     shard, count = np.empty((size,), dtype=np.uint16), 0
-    for tokens in pool.imap(tokenize, ({"text": t} for t in texts), chunksize=16):  # noqa: F821
+    for tokens in pool.imap(tokenize, ({"text": t} for t in texts), chunksize=16):
         shard[count : count + len(tokens)] = tokens
         count += len(tokens)
     return count
@@ -56,7 +54,7 @@ def ours(path: Path, most: int, size: int) -> int:
     texts = (text for batch in texts_of(path, path.name) for text in batch)
     documents = ((i, text) for i, text in zip(range(most), texts))  # noqa: B905
     row, count = np.empty((size,), dtype=np.uint16), 0
-    for _, tokens in encode_documents(documents, batch_encoder(encode_any), GPT2Tokenizer.eot):
+    for _, tokens in encoded(documents):
         row[count : count + len(tokens)] = tokens
         count += len(tokens)
     return count
@@ -73,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("parquet", type=Path)
     parser.add_argument("--build-nanogpt", type=Path, required=True)
-    parser.add_argument("--documents", type=int, default=1000)
+    parser.add_argument("--documents", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     texts = pq.read_table(args.parquet, columns=["text"])["text"].to_pylist()[: args.documents]
