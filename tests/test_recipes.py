@@ -202,9 +202,14 @@ def test_a_file_without_a_text_column_and_a_full_disk_are_told_in_words(tmp_path
     source = sources.local_source(tmp_path, "test")
     with pytest.raises(UserError, match=r"a.parquet: no column text; it has \['content'\]"):
         list(recipes.documents(source, recipes.BEGIN, lambda read: None))
-    big = sources.Source("big", [("a.parquet", 10**15)], lambda name: tmp_path)
+    big = sources.Source("big", [("a.parquet", 10**15)], lambda name: tmp_path, remote=True)
     with pytest.raises(UserError, match="needed, .* free in .*; choose a larger disk with --out"):
         recipes.check_disk(big, tmp_path, keep=False, done_tokens=0)
+    small = tmp_path / "small"
+    small.mkdir()
+    write_parquet(small / "a.parquet", [f"{i} is a number and no word" for i in range(5000)])
+    text = sum(len(f"{i} is a number and no word") for i in range(5000))
+    assert 0.9 < recipes.shard_bytes(sources.local_source(small, "t")) / (text * 2 / 3.4) < 1.3
     # the lecture's data: the first whole shard validates
     edu = sources.Source("edu", [("a", 28_518_193_415)], lambda name: tmp_path)
     assert recipes.validation_tokens(edu) == 100_000_000
