@@ -293,6 +293,16 @@ def test_a_broken_download_is_continued_where_it_broke(server, text_module, tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_proxy_is_asked_for_what_lies_behind_it(server, text_module, tmp_path, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", server.url)
+    monkeypatch.setattr(text_module.urllib.request, "_opener", None)  # it remembers its proxies
+    server.answer = lambda handler, number: send(handler, BODY)
+    text_module.obtain("file", "http://data.invalid/file", tmp_path / "file", SUM)
+    assert server.asked[0][1] == "http://data.invalid/file"
+
+
 def test_an_error_page_is_not_kept(server, text_module, tmp_path):
     server.answer = lambda handler, number: send(handler, b"<html>not here</html>", 404)
     with pytest.raises(UserError, match="the server answers 404"):
