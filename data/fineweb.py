@@ -1,10 +1,13 @@
 """Make the dataset fineweb: FineWeb-Edu's 10-billion-token sample, as in the lecture.
 
     python data/fineweb.py                                    sample-10BT  → data/fineweb
-    python data/fineweb.py --sample 100BT --out DIR           a larger sample
+    python data/fineweb.py --pretokenized                     the same tokens, ready-made: 20 GB
+    python data/fineweb.py --pretokenized --files 10          1 billion of them
+    python data/fineweb.py --sample 100BT --out DIR           10BT, 100BT, 350BT or full
     python data/fineweb.py --dataset fineweb --out DIR        FineWeb, unfiltered for education
     python data/fineweb.py --files 1                          only the first parquet file
     python data/fineweb.py --local DIR                        parquet files you already have
+    python data/fineweb.py --verify                           is data/fineweb still undamaged?
 
 sample-10BT: 14 files, 28.5 GB, 9,672,101 documents. One file at a time is downloaded (2.2 GB),
 tokenized and removed, so about 23 GB of disk are enough. Kill it whenever you like: the same
@@ -18,11 +21,12 @@ public projects pin them; --revision takes another tag, branch or commit.
 import sys
 from pathlib import Path
 
-from parquet import Source, hub_source, local_source, make_shards, validation_tokens
-from text import DATA, from_mirror, one_line
+from parquet import make_shards, validation_tokens
+from pretokenized import PRETOKENIZED, take_shards, token_source
+from sources import Source, hub_source, local_source, parse, recipe_parser, verify
+from text import from_mirror, one_line
 
 from nanogpt_lib.config import OneLineParser
-from nanogpt_lib.shards import SHARD_TOKENS
 
 REVISIONS = {
     "fineweb-edu": "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9",
@@ -34,49 +38,45 @@ STAND_IN = "stand-in for FineWeb-Edu (open textbooks and documentation; NOT Fine
 def choose_source(args) -> tuple[str, Source]:
     """The name of the dataset and its files: a given folder, the mirror, or the hub."""
     name, folder = f"{args.dataset}-{args.sample}", f"sample/{args.sample}"
+    folder = "data" if args.sample == "full" else folder
     if args.local:
-        return name, local_source(
-            args.local, f"parquet files of {args.local.resolve().name}", args.files
-        )
+        given = args.local.resolve().name
+        return given, local_source(args.local, f"parquet files of {given}", args.files)
     here = from_mirror(f"{args.dataset}/{folder}")
     if isinstance(here, Path):
         return name, local_source(here, f"{args.dataset} {folder} from the mirror", args.files)
     here = from_mirror(f"fineweb_edu_standin/{folder}")
     if isinstance(here, Path) and args.dataset == "fineweb-edu":
         return "fineweb-edu-stand-in", local_source(here, STAND_IN, args.files)
-    return name, hub_source(
-        f"HuggingFaceFW/{args.dataset}",
-        folder,
-        args.revision or REVISIONS[args.dataset],
-        args.out / "parquet",
-        args.keep,
-        args.files,
-    )
+    repo, revision = f"HuggingFaceFW/{args.dataset}", args.revision or REVISIONS[args.dataset]
+    downloads = args.out / "parquet"
+    return name, hub_source(repo, folder, revision, downloads, keep=args.keep, files=args.files)
+
+
+def fineweb_parser() -> OneLineParser:
+    """The flags that this recipe and fineweb_datatrove.py share."""
+    parser = recipe_parser("fineweb", __doc__.split("\n")[0])
+    parser.add_argument("--dataset", choices=list(REVISIONS), default="fineweb-edu")
+    parser.add_argument("--sample", choices=["10BT", "100BT", "350BT", "full"], default="10BT")
+    return parser
 
 
 def main() -> None:
-    """Read the command line and make the shards."""
-    parser = OneLineParser(prog="fineweb.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", choices=list(REVISIONS), default="fineweb-edu")
-    parser.add_argument("--sample", choices=["10BT", "100BT", "350BT"], default="10BT")
-    parser.add_argument("--revision", help="tag, branch or commit (default: the pinned commit)")
-    parser.add_argument("--local", type=Path, metavar="DIR", help="folder with .parquet files")
-    parser.add_argument("--files", type=int, metavar="N", help="only the first N parquet files")
-    parser.add_argument("--keep", action="store_true", help="keep the parquet files in OUT/parquet")
-    parser.add_argument("--out", type=Path, default=DATA / "fineweb", help="(data/fineweb)")
-    parser.add_argument("--shard-tokens", type=int, default=SHARD_TOKENS, help="tokens per shard")
-    args = parser.parse_args()
-    if args.shard_tokens < 1 or (args.files is not None and args.files < 1):
-        parser.error("--shard-tokens and --files must be at least 1")
+    """Make the shards, take published ones, or check them."""
+    parser = fineweb_parser()
+    parser.add_argument("--pretokenized", action="store_true", help="take published GPT-2 tokens")
+    args = parse(parser)
+    if args.pretokenized and (args.local or (args.dataset, args.sample) not in PRETOKENIZED):
+        parser.error(f"--pretokenized is for the hub's {', '.join(map('-'.join, PRETOKENIZED))}")
+    if args.verify:
+        return verify(args.out)
+    if args.pretokenized:
+        source = token_source(args.dataset, args.sample, args.out, args.revision, args.files)
+        return take_shards(source, args.out, f"{args.dataset}-{args.sample}")
     name, source = choose_source(args)
-    make_shards(
-        source,
-        args.out,
-        name,
-        val_tokens=validation_tokens(source, args.shard_tokens),
-        shard_tokens=args.shard_tokens,
-        keep=args.keep,
-    )
+    sizes = dict(shard_tokens=args.shard_tokens)
+    sizes["val_tokens"] = validation_tokens(source, args.shard_tokens)
+    return make_shards(source, args.out, name, keep=args.keep, **sizes)
 
 
 if __name__ == "__main__":

@@ -1,71 +1,74 @@
-"""Make the dataset openwebtext: the open copy of GPT-2's WebText, as nanoGPT uses it.
+"""Make the dataset openwebtext: the open copy of GPT-2's WebText, split as nanoGPT splits it.
 
     python data/openwebtext.py                 → data/openwebtext
     python data/openwebtext.py --local DIR     parquet files you already have
+    python data/openwebtext.py --verify        is data/openwebtext still undamaged?
 
 80 parquet files of about 0.3 GB, 8,013,769 documents, about 9 billion GPT-2 tokens, 18 GB. A file
-at a time is downloaded, tokenized and removed; killed, the same command goes on. nanoGPT draws
-0.05 % of the documents for validation with a random generator over the whole dataset; here a
-document's place (file and row) decides, so a stream can be split too, the same way every time.
+at a time is downloaded, tokenized and removed; killed, the same command goes on.
+
+Validation is the 4,007 documents that nanoGPT's split draws (0.05 %, seed 2357), so both should
+count 9,035,582,198 training and 4,434,897 validation tokens, the figures in nanoGPT's prepare.py;
+the last line says whether they do. Two things differ: the eot stands before a document instead of
+after it, and documents stay in the order of the files instead of the generator's.
 
 The revision is pinned (b4325f0, as public projects pin it); --revision takes another.
 """
 
+import math
 import sys
-import zlib
 from pathlib import Path
 
-from parquet import Source, hub_source, local_source, make_shards
-from text import DATA, from_mirror, one_line
-
-from nanogpt_lib.config import OneLineParser
-from nanogpt_lib.shards import SHARD_TOKENS
+import numpy as np
+from parquet import make_shards, rows_of
+from sources import Source, hub_source, local_source, parse, recipe_parser, verify
+from text import from_mirror, one_line
 
 REPO = "Skylion007/openwebtext"
 REVISION = "b4325f019c648b1641a1784748667e8b74e5e064"
+DOCUMENTS = 8_013_769
+NANOGPT = {"train": 9_035_582_198, "val": 4_434_897}  # tokens, from its data/openwebtext/prepare.py
 
 
-def one_in(source: Source) -> int:
-    """One document in 2,000 is held out (0.05 %); of less than 4 GB more, at most one in ten."""
-    return min(2000, max(10, source.size // 2_000_000))
+def choose_source(args) -> Source:
+    """A given folder, the mirror, or the hub."""
+    here = args.local or from_mirror("openwebtext")
+    if isinstance(here, Path):
+        title = f"OpenWebText, parquet files of {here.resolve().name}"
+        return local_source(here, title, args.files)
+    where = (args.revision or REVISION, args.out / "parquet")
+    return hub_source(REPO, "plain_text", *where, keep=args.keep, files=args.files)
 
 
-def is_held_out(position: tuple[int, int, int], every: int) -> bool:
-    """Whether a document is for validation: one in `every`, and always the very first."""
-    file, row, _ = position
-    return zlib.crc32(f"{file} {row}".encode()) % every == 0 or (file, row) == (0, 0)
+def held_out(source: Source) -> set[int]:
+    """The rows, counted over all files, of the documents for validation: nanoGPT's draw.
+
+    0.05 % of them, of less than 4 GB more, at most one in ten; at least one. It draws with
+    datasets' train_test_split: the first of a seeded permutation of all rows.
+    """
+    rows = DOCUMENTS
+    if not source.remote:
+        rows = sum(rows_of(source.fetch(name), name) for name, _ in source.files)
+    share = 1 / min(2000, max(10, source.size // 2_000_000))
+    order = np.random.default_rng(2357).permutation(rows)
+    return set(order[: math.ceil(share * rows)].tolist())
 
 
 def main() -> None:
-    """Read the command line and make the shards."""
-    parser = OneLineParser(prog="openwebtext.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--revision", default=REVISION, help="tag, branch or commit of the hub")
-    parser.add_argument("--local", type=Path, metavar="DIR", help="folder with .parquet files")
-    parser.add_argument("--files", type=int, metavar="N", help="only the first N parquet files")
-    parser.add_argument("--keep", action="store_true", help="keep the parquet files in OUT/parquet")
-    parser.add_argument("--out", type=Path, default=DATA / "openwebtext", help="(data/openwebtext)")
-    parser.add_argument("--shard-tokens", type=int, default=SHARD_TOKENS, help="tokens per shard")
-    args = parser.parse_args()
-    if args.shard_tokens < 1 or (args.files is not None and args.files < 1):
-        parser.error("--shard-tokens and --files must be at least 1")
-    here = args.local or from_mirror("openwebtext")
-    if isinstance(here, Path):
-        source = local_source(
-            here, f"OpenWebText, parquet files of {here.resolve().name}", args.files
-        )
-    else:
-        where = (args.revision, args.out / "parquet", args.keep, args.files)
-        source = hub_source(REPO, "plain_text", *where)
-    every = one_in(source)
-    make_shards(
-        source,
-        args.out,
-        "openwebtext",
-        val_tokens=0,
-        shard_tokens=args.shard_tokens,
-        keep=args.keep,
-        held_out=lambda position: is_held_out(position, every),
+    """Make the shards, or check them."""
+    args = parse(recipe_parser("openwebtext", __doc__.split("\n")[0]))
+    if args.verify:
+        return verify(args.out)
+    source = choose_source(args)
+    rows = held_out(source)
+    how = dict(val_tokens=0, shard_tokens=args.shard_tokens, keep=args.keep)
+    made = make_shards(
+        source, args.out, "openwebtext", held_out=lambda place: place[2] in rows, **how
     )
+    if made and made["documents"] == DOCUMENTS:
+        tokens = {split: sum(s["tokens"] for s in made["splits"][split]) for split in NANOGPT}
+        print("the same counts as nanoGPT's" if tokens == NANOGPT else f"nanoGPT has {NANOGPT}")
+    return None
 
 
 if __name__ == "__main__":

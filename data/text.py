@@ -96,6 +96,8 @@ def obtain(name: str, url: str, path: Path, sha256: str | None = None, timeout: 
         shutil.copyfile(mirror, temporary)
         where = "the mirror"
     else:
+        if sha256 is None:
+            temporary.unlink(missing_ok=True)  # nothing could tell whether the halves fit
         download(mirror or url, temporary, timeout)
         where = mirror or url
     if sha256 is not None and file_sha256(temporary) != sha256:
@@ -106,8 +108,11 @@ def obtain(name: str, url: str, path: Path, sha256: str | None = None, timeout: 
 
 
 def download(url: str, path: Path, timeout: float = 30, attempts: int = 4) -> None:
-    """Fetch a URL into a file, with progress; continue a broken transfer, wait between attempts."""
-    path.unlink(missing_ok=True)
+    """Fetch a URL into a file, with progress; continue a broken transfer, wait between attempts.
+
+    What is there already, from an attempt that was killed, is continued too; what has arrived when
+    the last attempt fails stays for the next call.
+    """
     for attempt in range(attempts):
         have = path.stat().st_size if path.exists() else 0
         request = urllib.request.Request(url, headers={"User-Agent": "nanogpt-course"})
@@ -115,8 +120,11 @@ def download(url: str, path: Path, timeout: float = 30, attempts: int = 4) -> No
             request.add_header("Range", f"bytes={have}-")
         try:
             with urllib.request.urlopen(request, timeout=timeout) as reply:
-                if have and reply.status != 206:
-                    have = 0  # the server sends all of it again
+                part = reply.headers.get("Content-Range", "")
+                if reply.status == 206 and not part.startswith(f"bytes {have}-"):
+                    path.unlink(missing_ok=True)
+                    raise ValueError("the server sends another part than it was asked for")
+                have = have if reply.status == 206 else 0  # else it sends all of it again
                 length = reply.headers.get("Content-Length")
                 total = have + int(length) if length else None
                 with (
@@ -125,7 +133,7 @@ def download(url: str, path: Path, timeout: float = 30, attempts: int = 4) -> No
                         desc=path.name, initial=have, total=total, unit="B", unit_scale=True
                     ) as bar,
                 ):
-                    while block := reply.read(1 << 16):
+                    while block := reply.read1(1 << 16):  # what is there, even if it stalls then
                         file.write(block)
                         bar.update(len(block))
             if total is None or path.stat().st_size == total:
@@ -133,6 +141,7 @@ def download(url: str, path: Path, timeout: float = 30, attempts: int = 4) -> No
             problem = f"{path.stat().st_size} of {total} bytes arrived"
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 416, 429):
+                path.unlink(missing_ok=True)
                 raise UserError(f"{url}: the server answers {error.code} {error.reason}") from error
             if error.code == 416:
                 path.unlink(missing_ok=True)
@@ -141,7 +150,6 @@ def download(url: str, path: Path, timeout: float = 30, attempts: int = 4) -> No
             problem = str(getattr(error, "reason", error))
         if attempt + 1 < attempts:
             time.sleep(0.5 * 2**attempt)
-    path.unlink(missing_ok=True)
     raise UserError(
         f"{url}: {problem} ({attempts} attempts); set NANOGPT_MIRROR to a folder that has the file"
     )

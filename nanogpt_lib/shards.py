@@ -3,17 +3,15 @@
 Exported from notebooks/08_fineweb.ipynb; edit the notebook, not this file.
 
 A dataset folder holds train_000000.npy, train_000001.npy, …, val_000000.npy and, written last,
-meta.json: the tokenizer, the source, and for every shard its tokens and SHA-256.
+meta.json: the tokenizer, the source, and for every shard its tokens and SHA-256. Folders made by
+nanoGPT, llm.c and the lecture's script have no meta.json and are read as they are.
 """
 
 import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,53 +19,8 @@ import numpy as np
 from nanogpt_lib.config import UserError
 
 SHARD_TOKENS = 100_000_000  # 200 MB as uint16, as in the lecture
-
-
-def batch_encoder(
-    encode: Callable[[str], list[int]], threads: int | None = None, chunk: int = 8
-) -> Callable[[list[str]], list[list[int]]]:
-    """A function for one text becomes one for many texts, on several threads (default: all cores).
-
-    A thread takes `chunk` texts at a time: handing over a short text alone costs more than encoding
-    it. Threads suffice because tiktoken works outside Python's lock.
-    """
-    pool = ThreadPoolExecutor(threads or os.cpu_count() or 1)
-
-    def encode_some(texts: list[str]) -> list[list[int]]:
-        return [encode(text) for text in texts]
-
-    def encode_batch(texts: list[str]) -> list[list[int]]:
-        chunks = [texts[i : i + chunk] for i in range(0, len(texts), chunk)]
-        return [ids for encoded in pool.map(encode_some, chunks) for ids in encoded]
-
-    return encode_batch
-
-
-def encode_documents(
-    documents: Iterable[tuple[object, str]],
-    encode_batch: Callable[[list[str]], list[list[int]]],
-    eot: int,
-    batch: int = 256,
-) -> Iterator[tuple[object, np.ndarray]]:
-    """(position, text) → (position, uint16 tokens); <|endoftext|> comes before every document.
-
-    `encode_batch` encodes many texts at once (see batch_encoder). It works on the next batch while
-    this one is consumed. An empty text is no document: left out.
-    """
-    documents = iter((position, text) for position, text in documents if text)
-
-    def start():
-        chosen = list(islice(documents, batch))
-        texts = [text for _, text in chosen]
-        return [position for position, _ in chosen], ahead.submit(encode_batch, texts)
-
-    with ThreadPoolExecutor(1) as ahead:
-        positions, task = start()
-        while positions:
-            following = start()
-            for position, ids in zip(positions, task.result(), strict=True):
-                yield position, np.array([eot, *ids], dtype=np.uint16)
-            positions, task = following
+LLMC_MAGIC, LLMC_HEADER = 20240520, 1024  # a .bin of llm.c: 256 int32 (magic, version, tokens, 0 …)
+FOREIGN = re.compile(r"(?:(.+)_)?(train|val)(?:_\d+)?\.(bin|npy)")  # dataset, split, layout
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
@@ -102,50 +55,31 @@ def write_shard(path: Path, tokens: np.ndarray) -> dict:
     return {"file": path.name, "tokens": int(tokens.size), "sha256": digest}
 
 
-def check_shard(folder: Path, shard: dict) -> np.ndarray:
-    """Map one shard into memory (nothing is read yet) and compare it with its line in meta.json."""
-    path = Path(folder) / shard["file"]
-    if not path.exists():
-        raise UserError(f"{path}: missing, though meta.json lists it; run the recipe again")
+def open_shard(path: Path) -> np.ndarray:
+    """Map one shard into memory, nothing is read yet; raises UserError if it is not whole."""
+    if path.suffix == ".bin":
+        return open_bin(path)
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        size = path.stat().st_size
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path}: cut short or not a token shard; run the recipe again") from error
     if tokens.dtype != np.uint16 or tokens.ndim != 1:
         raise UserError(f"{path}: holds {tokens.dtype}, {tokens.ndim}-d; expected a row of uint16")
-    if tokens.size != shard["tokens"]:
-        raise UserError(f"{path}: {tokens.size} tokens, meta.json says {shard['tokens']}")
+    if tokens.size and size != tokens.offset + tokens.nbytes:
+        raise UserError(f"{path}: longer than its header says; run the recipe again")
     return tokens
 
 
-@dataclass
-class Progress:
-    """What a recipe must remember to go on after a kill; saved as progress.json."""
-
-    plan: dict  # a folder begun with another plan is refused
-    shards: list[dict] = field(default_factory=list)  # those written, in order
-    position: object = None  # the document in which the next shard begins
-    skip: int = 0  # how many of its tokens are written already
-    meta: dict | None = None  # known once every document is written
-
-
-def read_progress(folder: Path, plan: dict) -> Progress:
-    """What a killed recipe left in progress.json, its shards checked; else a fresh start.
-
-    Raises UserError if the folder holds another dataset: nothing is overwritten.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path, other = folder / "progress.json", "remove it or choose another --out"
+def check_shard(folder: Path, shard: dict) -> np.ndarray:
+    """Map one shard into memory and compare it with its line in meta.json."""
+    path = Path(folder) / shard["file"]
     if not path.exists():
-        if (folder / "meta.json").exists():
-            raise UserError(f"{folder}: already a finished dataset; {other}")
-        return Progress(plan)
-    progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
-    if progress.plan != plan:
-        raise UserError(f"{folder}: begun from other files or with another shard size; {other}")
-    for shard in progress.shards:
-        check_shard(folder, shard)
-    return progress
+        raise UserError(f"{path}: missing, though meta.json lists it; run the recipe again")
+    tokens = open_shard(path)
+    if tokens.size != shard["tokens"]:
+        raise UserError(f"{path}: {tokens.size} tokens, meta.json says {shard['tokens']}")
+    return tokens
 
 
 def write_meta(folder: Path, meta: dict, splits: dict[str, list[dict]]) -> dict:
@@ -169,103 +103,70 @@ def write_splits(folder: Path, meta: dict, train: np.ndarray, val: np.ndarray) -
     return write_meta(folder, meta, splits)
 
 
-def by_split(shards: list[dict]) -> dict[str, list[dict]]:
-    """Sort the lines of shards into train and val, by their file names."""
-    names = ("train", "val")
-    return {n: [shard for shard in shards if shard["file"].startswith(n)] for n in names}
-
-
-def write_waiting(folder: Path, waiting: dict[str, list[np.ndarray]], shards: list[dict]) -> None:
-    """Write the pieces that wait as the next shard of their split; append its line to `shards`."""
-    for split, pieces in waiting.items():
-        if pieces:
-            path = folder / f"{split}_{len(by_split(shards)[split]):06d}.npy"
-            shards.append(write_shard(path, np.concatenate(pieces)))
-            pieces.clear()
-
-
-class ShardWriter:
-    """Cut a stream of documents into shards; killed and started again, it goes on where it was.
-
-    The first val_tokens tokens become the validation shard, the rest training shards. After a
-    restart, begin with the document at `progress.position`, which can be anything JSON can hold.
-    """
-
-    def __init__(self, folder: Path, val_tokens: int, shard_tokens=SHARD_TOKENS, source: str = ""):
-        self.folder, self.val_tokens, self.shard_tokens = Path(folder), val_tokens, shard_tokens
-        plan = {"source": source, "val_tokens": val_tokens, "shard_tokens": shard_tokens}
-        self.progress = read_progress(self.folder, plan)
-        self.skip = self.progress.skip
-        self.waiting = {"val": [], "train": []}  # pieces that are not yet on the disk
-        self.filled = 0  # tokens in the shard being filled
-
-    def add(self, position, tokens: np.ndarray, held_out: bool = False) -> None:
-        """Append one document; held out, it goes whole to the validation split."""
-        if held_out:
-            self.waiting["val"].append(tokens)
-            return
-        done, self.skip = self.skip, 0
-        while done < tokens.size:
-            first = self.val_tokens > 0 and not self.progress.shards
-            capacity = self.val_tokens if first else self.shard_tokens
-            piece = tokens[done : done + capacity - self.filled]
-            self.waiting["val" if first else "train"].append(piece)
-            self.filled, done = self.filled + piece.size, done + piece.size
-            if self.filled == capacity:
-                self.flush(position, done)
-
-    def flush(self, position, skip: int, meta: dict | None = None) -> None:
-        """Write what waits, then remember in which document the next shard begins."""
-        write_waiting(self.folder, self.waiting, self.progress.shards)
-        self.filled = 0
-        self.progress.position, self.progress.skip, self.progress.meta = position, skip, meta
-        write_json(self.folder / "progress.json", vars(self.progress))
-
-    def close(self, meta: dict) -> dict:
-        """Write the last, shorter shard and meta.json; return the meta."""
-        if self.progress.meta is None:
-            self.flush(None, 0, meta)
-        meta = write_meta(self.folder, self.progress.meta, by_split(self.progress.shards))
-        (self.folder / "progress.json").unlink(missing_ok=True)
-        return meta
-
-
 def is_whole(meta: dict) -> bool:
     """Whether a meta.json has every field a reader needs, and names no file outside its folder."""
     shards = meta["splits"]["train"] + meta["splits"]["val"]
-    named = all(Path(s["file"]).name == s["file"] and s["tokens"] >= 0 for s in shards)
+    named = all(re.fullmatch(r"\w[\w.-]*\.(npy|bin)", s["file"]) for s in shards)
+    counts = [meta["vocab_size"], *(s["tokens"] for s in shards)]
     return (
         named
         and meta["format"] == 1
+        and all(type(count) is int and count >= 0 for count in counts)
         and meta["vocab_size"] > 0
         and isinstance(meta["tokenizer"], dict)
     )
 
 
 def read_meta(folder: str | Path) -> dict:
-    """Read and check meta.json of a dataset folder; raises UserError that says what is wrong."""
-    path = Path(folder) / "meta.json"
-    if not Path(folder).is_dir():
+    """meta.json of a dataset folder, checked; raises UserError that says what is wrong.
+
+    For a folder of nanoGPT or llm.c, which has none, what it would say.
+    """
+    folder, path = Path(folder), Path(folder) / "meta.json"
+    if not folder.is_dir():
         raise UserError(f"{folder}: no such data folder; make it with python data/NAME.py")
     if not path.exists():
-        raise UserError(f"{folder}: no meta.json, so not a finished dataset; run its recipe again")
+        unfinished = (folder / "progress.json").exists()
+        meta = None if unfinished else foreign_meta(folder)
+        if meta is None:
+            raise UserError(
+                f"{folder}: no meta.json, so not a finished dataset; run its recipe again"
+            )
+        return meta
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         whole = is_whole(meta)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise UserError(f"{path}: damaged or of another format; run the recipe again")
     return meta
 
 
+def check_ids(path: Path, tokens: np.ndarray, vocab_size: int, first: int = 0) -> None:
+    """Raise UserError naming file and offset of an id beyond the vocabulary; tokens[0] is `first`.
+
+    Reads all the tokens it is given.
+    """
+    if tokens.size and int(tokens.max()) >= vocab_size:
+        at = int((tokens >= vocab_size).argmax())
+        where = f"token {tokens[at]} at offset {first + at}"
+        raise UserError(f"{path}: {where} is beyond the vocabulary of {vocab_size}")
+
+
 def verify_shards(folder: str | Path) -> int:
-    """Read every shard, compare its SHA-256 with meta.json; return how many tokens there are."""
-    meta, total = read_meta(folder), 0
+    """Read every shard: SHA-256 as in meta.json (where it has one), every id in the vocabulary?
+
+    Returns the number of tokens; raises UserError that names the shard, and for an id its offset.
+    """
+    folder, meta, total = Path(folder), read_meta(folder), 0
     for shard in meta["splits"]["train"] + meta["splits"]["val"]:
-        total += check_shard(Path(folder), shard).size
-        if file_sha256(Path(folder) / shard["file"]) != shard["sha256"]:
-            raise UserError(f"{Path(folder) / shard['file']}: damaged (SHA-256 differs)")
+        tokens, path = check_shard(folder, shard), folder / shard["file"]
+        if "sha256" in shard and file_sha256(path) != shard["sha256"]:
+            raise UserError(f"{path}: damaged (SHA-256 differs)")
+        for first in range(0, tokens.size, 1 << 24):
+            check_ids(path, tokens[first : first + (1 << 24)], meta["vocab_size"], first)
+        total += tokens.size
     return total
 
 
@@ -295,13 +196,73 @@ class TokenStream:
         offset = start - (int(self.ends[number - 1]) if number else 0)
         while wanted:
             piece = self.arrays[number][offset : offset + wanted]
-            if piece.size and int(piece.max()) >= self.vocab_size:
-                at = offset + int((piece >= self.vocab_size).argmax())
-                raise UserError(
-                    f"{self.folder / self.shards[number]['file']}: token {self.arrays[number][at]} "
-                    f"at offset {at} is beyond the vocabulary of {self.vocab_size}"
-                )
+            check_ids(self.folder / self.shards[number]["file"], piece, self.vocab_size, offset)
             pieces.append(piece)
             wanted -= piece.size
             number, offset = number + 1, 0
         return np.concatenate(pieces).astype(np.int64)
+
+
+def open_bin(path: Path) -> np.ndarray:
+    """Map a .bin file: llm.c's with its header, or nanoGPT's train.bin and val.bin without one.
+
+    GPT-2's tokens cannot be taken for the header: its first two bytes are token 55432.
+    """
+    size, header = path.stat().st_size, np.fromfile(path, dtype="<i4", count=LLMC_HEADER // 4)
+    if header.size and header[0] == LLMC_MAGIC:
+        if size < LLMC_HEADER or header[1] != 1:
+            raise UserError(f"{path}: header cut short or of another version; get the file again")
+        offset, tokens = LLMC_HEADER, int(header[2])
+    elif path.name in ("train.bin", "val.bin"):
+        offset, tokens = 0, size // 2
+    else:
+        raise UserError(f"{path}: does not begin with {LLMC_MAGIC}, so no GPT-2 shard of llm.c")
+    if tokens < 1 or size != offset + 2 * tokens:
+        says = f"{max(0, size - offset) / 2:.12g} tokens, not {tokens} as expected"
+        raise UserError(f"{path}: the file has room for {says}; get it again")
+    return np.memmap(path, dtype="<u2", mode="r", offset=offset, shape=(tokens,))
+
+
+def foreign_tokenizer(folder: Path) -> tuple[dict, int]:
+    """Tokenizer and vocabulary of a folder without meta.json: GPT-2, or what characters.json says.
+
+    nanoGPT keeps its characters in a pickle, which can run code when opened; we do not open it.
+    """
+    alphabet = folder / "characters.json"
+    if not alphabet.exists() and (folder / "meta.pkl").exists():
+        code = "json.dump(''.join(pickle.load(open('meta.pkl','rb'))['stoi']), open(F,'w'))"
+        raise UserError(
+            f"{folder}: characters, which only meta.pkl lists, and pickles are not opened here. "
+            f'If you made it, run there: python -c "import json, pickle; '
+            f'{code.replace("F", repr(alphabet.name))}"'
+        )
+    if not alphabet.exists():
+        return {"name": "gpt2"}, 50257
+    try:
+        characters = json.loads(alphabet.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        characters = None
+    if not isinstance(characters, str) or list(characters) != sorted(set(characters)):
+        raise UserError(f"{alphabet}: must be one string of sorted characters")
+    return {"name": "char", "characters": characters}, len(characters)
+
+
+def foreign_meta(folder: Path) -> dict | None:
+    """What meta.json would say of shards made by nanoGPT, llm.c or the lecture; None if none.
+
+    A .npy needs a prefix, as in edufineweb_train_000001.npy: without one it is ours, unfinished.
+    """
+    splits, prefixes = {"train": [], "val": []}, set()
+    for path in sorted(folder.iterdir()):
+        match = FOREIGN.fullmatch(path.name)
+        if match and (match[3] == "bin" or match[1]):
+            splits[match[2]].append({"file": path.name, "tokens": open_shard(path).size})
+            prefixes.add(match[1] or "")
+    if len(prefixes) > 1:
+        raise UserError(f"{folder}: shards of several datasets {sorted(prefixes)}; keep one")
+    if not prefixes:
+        return None
+    tokenizer, vocab_size = foreign_tokenizer(folder)
+    source = f"shards of another program, tokenizer taken to be {tokenizer['name']}"
+    meta = {"format": 1, "dtype": "uint16", "name": folder.resolve().name, "source": source}
+    return {**meta, "tokenizer": tokenizer, "vocab_size": vocab_size, "splits": splits}

@@ -171,7 +171,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path):
     empty.mkdir()
     cases = [
         (["--local", tmp_path / "nowhere"], "no such folder", 1),
-        (["--local", empty], "no .parquet files there", 1),
+        (["--local", empty], "no .parquet or .bin files there", 1),
         (["--local", cut], "a.parquet: not a whole parquet file", 1),
         (["--sample", "11BT"], "invalid choice: '11BT'", 2),
     ]
@@ -188,23 +188,30 @@ def test_a_run_of_white_space_of_any_length_is_encoded(monkeypatch):
     import parquet as recipes
 
     far = "start" + " " * 1_200_000 + "far to the right"  # tiktoken alone panics on this
-    assert recipes.encode_any("naïve text") == GPT2Tokenizer().encode("naïve text")
-    assert GPT2Tokenizer().decode(recipes.encode_any(far)) == far
+    for text in ("naïve text", "", "lone \ud800 surrogate", "<|endoftext|>", "\x00\x1b\r\n"):
+        assert recipes.encode_any(text).tolist() == GPT2Tokenizer().encode(text)
+    assert GPT2Tokenizer().decode(recipes.encode_any(far).tolist()) == far
 
 
 def test_a_file_without_a_text_column_and_a_full_disk_are_told_in_words(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(DATA))
     import parquet as recipes
+    import sources
 
     pq.write_table(pa.table({"content": ["a"]}), tmp_path / "a.parquet")
-    source = recipes.local_source(tmp_path, "test")
+    source = sources.local_source(tmp_path, "test")
     with pytest.raises(UserError, match=r"a.parquet: no column text; it has \['content'\]"):
-        list(recipes.documents(source, (0, 0, 0), lambda read: None))
-    big = recipes.Source("big", [("a.parquet", 10**15)], lambda name: tmp_path)
+        list(recipes.documents(source, recipes.BEGIN, lambda read: None))
+    big = sources.Source("big", [("a.parquet", 10**15)], lambda name: tmp_path, remote=True)
     with pytest.raises(UserError, match="needed, .* free in .*; choose a larger disk with --out"):
         recipes.check_disk(big, tmp_path, keep=False, done_tokens=0)
+    small = tmp_path / "small"
+    small.mkdir()
+    write_parquet(small / "a.parquet", [f"{i} is a number and no word" for i in range(5000)])
+    text = sum(len(f"{i} is a number and no word") for i in range(5000))
+    assert 0.9 < recipes.shard_bytes(sources.local_source(small, "t")) / (text * 2 / 3.4) < 1.3
     # the lecture's data: the first whole shard validates
-    edu = recipes.Source("edu", [("a", 28_518_193_415)], lambda name: tmp_path)
+    edu = sources.Source("edu", [("a", 28_518_193_415)], lambda name: tmp_path)
     assert recipes.validation_tokens(edu) == 100_000_000
 
 
@@ -215,7 +222,7 @@ def test_importing_a_recipe_does_nothing(tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=quiet({"PYTHONPATH": str(DATA)}),
+        env=quiet({"PYTHONPATH": os.pathsep.join([str(DATA), str(DATA.parent)])}),
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
@@ -275,13 +282,25 @@ def test_a_broken_download_is_continued_where_it_broke(server, text_module, tmp_
     def answer(handler, number):
         start = int((handler.headers.get("Range") or "bytes=0-")[6:].rstrip("-"))
         part = BODY[start : start + 3000]  # each connection breaks after 3,000 bytes
-        send(handler, part, 206 if start else 200, length=len(BODY) - start)
+        where = f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"
+        length = len(BODY) - start
+        send(handler, part, 206 if start else 200, length=length, Content_Range=where)
 
     server.answer = answer
     where = text_module.obtain("file", server.url, tmp_path / "file", SUM)
     assert where == server.url and (tmp_path / "file").read_bytes() == BODY
     assert [r for _, _, r in server.asked] == [None, "bytes=3000-", "bytes=6000-", "bytes=9000-"]
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_proxy_is_asked_for_what_lies_behind_it(server, text_module, tmp_path, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", server.url)
+    monkeypatch.setattr(text_module.urllib.request, "_opener", None)  # it remembers its proxies
+    server.answer = lambda handler, number: send(handler, BODY)
+    text_module.obtain("file", "http://data.invalid/file", tmp_path / "file", SUM)
+    assert server.asked[0][1] == "http://data.invalid/file"
 
 
 def test_an_error_page_is_not_kept(server, text_module, tmp_path):
@@ -299,7 +318,19 @@ def test_a_server_in_trouble_is_asked_again(server, text_module, tmp_path):
     assert (tmp_path / "file").read_bytes() == BODY
 
 
-def test_a_stalled_server_times_out_and_nothing_is_kept(server, text_module, tmp_path):
+def test_a_server_that_continues_at_the_wrong_byte_is_not_believed(server, text_module, tmp_path):
+    def answer(handler, number):
+        if handler.headers.get("Range"):
+            send(handler, BODY[:9], 206, Content_Range=f"bytes 0-8/{len(BODY)}")
+        else:
+            send(handler, BODY[:3000] if number == 1 else BODY, length=len(BODY))
+
+    server.answer = answer
+    text_module.obtain("file", server.url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY and len(server.asked) == 3
+
+
+def test_a_stalled_server_times_out_and_what_arrived_is_continued(server, text_module, tmp_path):
     release = threading.Event()
 
     def answer(handler, number):
@@ -311,7 +342,12 @@ def test_a_stalled_server_times_out_and_nothing_is_kept(server, text_module, tmp
     with pytest.raises(UserError, match="timed out .4 attempts.; set NANOGPT_MIRROR"):
         text_module.obtain("file", server.url, tmp_path / "file", SUM, timeout=0.1)
     release.set()
-    assert not list(tmp_path.iterdir())
+    assert [p.name for p in tmp_path.iterdir()] == ["file.tmp"]  # not under its final name
+    rest = f"bytes 500-{len(BODY) - 1}/{len(BODY)}"
+    server.answer = lambda handler, n: send(handler, BODY[500:], 206, Content_Range=rest)
+    text_module.obtain("file", server.url, tmp_path / "file", SUM)
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert server.asked[-1][2] == "bytes=500-"
 
 
 def test_a_server_that_lies_is_caught_by_the_checksum(server, text_module, tmp_path):

@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 
 from nanogpt_lib.config import UserError
+from nanogpt_lib.prepare import ShardWriter, batch_encoder, encode_documents
 from nanogpt_lib.shards import (
-    ShardWriter,
     TokenStream,
-    batch_encoder,
     check_shard,
-    encode_documents,
     read_meta,
     verify_shards,
     write_meta,

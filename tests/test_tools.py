@@ -160,7 +160,7 @@ def test_modules_import_only_from_lower_floors():
     floors = [
         {"config"},
         {"pretrained", "tokenizer", "optimizer", "device", "distributed", "shards"},
-        {"model", "loader"},
+        {"model", "loader", "prepare"},
         {"checkpoint", "logbook", "evaluation", "hellaswag", "sampling"},
         {"train", "sample", "bench"},
     ]

@@ -1,0 +1,92 @@
+"""Published GPT-2 tokens of FineWeb and FineWeb-Edu, taken as they are: llm.c's .bin shards.
+
+Each file is downloaded, compared with the length and SHA-256 that the hub lists, and its header
+and ids are checked; killed, the same command goes on. TokenStream reads the files without
+conversion.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from sources import Source, dataset_meta, hub_source, is_there
+
+from nanogpt_lib.config import UserError
+from nanogpt_lib.prepare import read_progress
+from nanogpt_lib.shards import (
+    FOREIGN,
+    check_ids,
+    file_sha256,
+    open_shard,
+    write_json,
+    write_meta,
+)
+from nanogpt_lib.tokenizer import GPT2Tokenizer
+
+# Made by the authors of llm.c (karpathy) and modded-nanogpt (kjj0), 100 million tokens per file,
+# file 0 for validation. Where no commit is pinned, the newest is taken.
+PRETOKENIZED = {
+    ("fineweb-edu", "10BT"): ("kjj0/finewebedu10B-gpt2", "main"),  # 99 training shards
+    ("fineweb-edu", "100BT"): (
+        "karpathy/fineweb-edu-100B-gpt2-token-shards",
+        "a33f75d78c7f74236fb03754ec1eb3cc77507d64",
+    ),
+    ("fineweb", "10BT"): ("kjj0/fineweb10B-gpt2", "889765ea1f903759787add96995d81171b632d0c"),
+    ("fineweb", "100BT"): ("kjj0/fineweb100B-gpt2", "main"),  # 1,030 training shards
+}
+
+
+def token_source(dataset: str, sample: str, out: Path, revision: str | None, files: int | None):
+    """The validation shard and the first `files` training shards (all of them by default)."""
+    repo, pinned = PRETOKENIZED[dataset, sample]
+    source = hub_source(repo, "", revision or pinned, out, keep=True, suffix=".bin")
+    named = [(FOREIGN.fullmatch(name), size) for name, size in source.files]
+    val = [(m[0], size) for m, size in named if m and m[2] == "val"]
+    train = [(m[0], size) for m, size in named if m and m[2] == "train"]
+    source.files = val + train[:files]
+    return source
+
+
+def check_file(path: Path, name: str, expected_sha256: str | None) -> dict:
+    """The line of a downloaded shard for meta.json: header, length and every id are right."""
+    try:
+        tokens = open_shard(path)
+        for first in range(0, tokens.size, 1 << 24):
+            part = np.asarray(tokens[first : first + (1 << 24)])
+            check_ids(path, part, GPT2Tokenizer.vocab_size, first)
+    except UserError:
+        path.unlink()  # so that the same command gets it again
+        raise
+    return {"file": name, "tokens": tokens.size, "sha256": expected_sha256 or file_sha256(path)}
+
+
+def check_disk(source: Source, out: Path, done: int) -> None:
+    """Say what the files need and what there is; raise UserError if it is too little."""
+    needed = sum(size for _, size in source.files[done:])
+    free = shutil.disk_usage(out).free
+    text = f"{needed / 1e9:.3g} GB to download, {free / 1e9:.3g} GB free in {out}"
+    if needed > free:
+        raise UserError(f"{text}; choose a larger disk with --out, or fewer --files")
+    print(text)
+
+
+def take_shards(source: Source, out: Path, name: str) -> None:
+    """Fetch and check every file of the source, then write meta.json."""
+    if is_there(out, source, name):
+        return
+    progress = read_progress(out, {"source": source.fingerprint})
+    done = progress.shards
+    print(f"{source.title}: {len(source.files)} shards, {len(done)} of them here already")
+    check_disk(source, out, len(done))
+    write_json(out / "progress.json", vars(progress))  # so that no run takes it for finished
+    for file, _ in source.files[len(done) :]:
+        done.append(check_file(source.fetch(file), file, source.sums.get(file)))
+        write_json(out / "progress.json", vars(progress))
+        print(f"{file}: {done[-1]['tokens']:,} tokens, SHA-256 right")
+    splits = {"train": [], "val": []}
+    for shard in done:
+        splits[FOREIGN.fullmatch(shard["file"])[2]].append(shard)
+    write_meta(out, dataset_meta(source, name), splits)
+    (out / "progress.json").unlink()
+    shutil.rmtree(out / ".cache", ignore_errors=True)  # the hub client's notes
+    print(f"{sum(shard['tokens'] for shard in done):,} tokens in {out}")

@@ -1,0 +1,177 @@
+"""Documents into token shards: encode on all cores, cut the stream, go on after a kill.
+
+Exported from notebooks/08_fineweb.ipynb; edit the notebook, not this file.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from nanogpt_lib.config import UserError
+from nanogpt_lib.shards import SHARD_TOKENS, check_shard, write_json, write_meta, write_shard
+
+Ids = list[int] | np.ndarray  # the tokens of one text
+
+
+def batch_encoder(
+    encode: Callable[[str], Ids], threads: int | None = None, chunk: int = 8
+) -> Callable[[list[str]], list[Ids]]:
+    """A function for one text becomes one for many texts, on several threads (default: all cores).
+
+    A thread takes `chunk` texts at a time: handing over a short text alone costs more than encoding
+    it. Threads suffice because tiktoken works outside Python's lock.
+    """
+    pool = ThreadPoolExecutor(threads or os.cpu_count() or 1)
+
+    def encode_some(texts: list[str]) -> list[Ids]:
+        return [encode(text) for text in texts]
+
+    def encode_batch(texts: list[str]) -> list[Ids]:
+        chunks = [texts[i : i + chunk] for i in range(0, len(texts), chunk)]
+        return [ids for encoded in pool.map(encode_some, chunks) for ids in encoded]
+
+    return encode_batch
+
+
+def document_row(ids: Ids, eot: int) -> np.ndarray:
+    """The uint16 tokens of one document, eot first; raises UserError if an id does not fit."""
+    ids = np.asarray(ids)
+    if np.max(ids, initial=0) >= 2**16:
+        raise UserError("token ids must be below 65536 to fit uint16; take a smaller vocabulary")
+    row = np.empty(ids.size + 1, dtype=np.uint16)
+    row[0], row[1:] = eot, ids
+    return row
+
+
+def take(documents: Iterator, most: int, characters: int = 1 << 24) -> list[tuple[object, str]]:
+    """The next documents: at most so many, and no more once they hold so many characters."""
+    taken = []
+    while len(taken) < most and characters > 0 and (document := next(documents, None)):
+        taken.append(document)
+        characters -= len(document[1])
+    return taken
+
+
+def encode_documents(
+    documents: Iterable[tuple[object, str]],
+    encode_batch: Callable[[list[str]], list[Ids]],
+    eot: int,
+    batch: int = 1024,
+) -> Iterator[tuple[object, np.ndarray]]:
+    """(position, text) → (position, uint16 tokens); <|endoftext|> comes before every document.
+
+    `encode_batch` encodes many texts at once (see batch_encoder). It works on the next batch while
+    this one is consumed. An empty text is no document: left out.
+    """
+    documents = iter((position, text) for position, text in documents if text)
+    with ThreadPoolExecutor(1) as ahead:
+
+        def start():
+            chosen = take(documents, batch)
+            return chosen, ahead.submit(encode_batch, [text for _, text in chosen])
+
+        chosen, task = start()
+        while chosen:
+            following = start()
+            for (position, _), ids in zip(chosen, task.result(), strict=True):
+                yield position, document_row(ids, eot)
+            chosen, task = following
+
+
+@dataclass
+class Progress:
+    """What a recipe must remember to go on after a kill; saved as progress.json."""
+
+    plan: dict  # a folder begun with another plan is refused
+    shards: list[dict] = field(default_factory=list)  # those written, in order
+    position: object = None  # the document in which the next shard begins
+    skip: int = 0  # how many of its tokens are written already
+    meta: dict | None = None  # known once every document is written
+
+
+def read_progress(folder: Path, plan: dict) -> Progress:
+    """What a killed recipe left in progress.json, its shards checked; else a fresh start.
+
+    Raises UserError if the folder holds another dataset: nothing is overwritten.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, other = folder / "progress.json", "remove it or choose another --out"
+    if not path.exists():
+        if (folder / "meta.json").exists():
+            raise UserError(f"{folder}: already a finished dataset; {other}")
+        return Progress(plan)
+    try:
+        progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged; {other}") from error
+    if progress.plan != plan:
+        raise UserError(f"{folder}: begun from other files or with another shard size; {other}")
+    for shard in progress.shards:
+        check_shard(folder, shard)
+    return progress
+
+
+def by_split(shards: list[dict]) -> dict[str, list[dict]]:
+    """Sort the lines of shards into train and val, by their file names."""
+    names = ("train", "val")
+    return {n: [shard for shard in shards if shard["file"].startswith(n)] for n in names}
+
+
+def write_waiting(folder: Path, waiting: dict[str, list[np.ndarray]], shards: list[dict]) -> None:
+    """Write the pieces that wait as the next shard of their split; append its line to `shards`."""
+    for split, pieces in waiting.items():
+        if pieces:
+            path = folder / f"{split}_{len(by_split(shards)[split]):06d}.npy"
+            shards.append(write_shard(path, np.concatenate(pieces)))
+            pieces.clear()
+
+
+class ShardWriter:
+    """Cut a stream of documents into shards; killed and started again, it goes on where it was.
+
+    The first val_tokens tokens become the validation shard, the rest training shards. After a
+    restart, begin with the document at `progress.position`, which can be anything JSON can hold.
+    """
+
+    def __init__(self, folder: Path, val_tokens: int, shard_tokens=SHARD_TOKENS, source: str = ""):
+        self.folder, self.val_tokens, self.shard_tokens = Path(folder), val_tokens, shard_tokens
+        plan = {"source": source, "val_tokens": val_tokens, "shard_tokens": shard_tokens}
+        self.progress = read_progress(self.folder, plan)
+        self.skip = self.progress.skip
+        self.waiting = {"val": [], "train": []}  # pieces that are not yet on the disk
+        self.filled = 0  # tokens in the shard being filled
+
+    def add(self, position, tokens: np.ndarray, held_out: bool = False) -> None:
+        """Append one document; held out, it goes whole to the validation split."""
+        if held_out:
+            self.waiting["val"].append(tokens)
+            return
+        done, self.skip = self.skip, 0
+        while done < tokens.size:
+            first = self.val_tokens > 0 and not self.progress.shards
+            capacity = self.val_tokens if first else self.shard_tokens
+            piece = tokens[done : done + capacity - self.filled]
+            self.waiting["val" if first else "train"].append(piece)
+            self.filled, done = self.filled + piece.size, done + piece.size
+            if self.filled == capacity:
+                self.flush(position, done)
+
+    def flush(self, position, skip: int, meta: dict | None = None) -> None:
+        """Write what waits, then remember in which document the next shard begins."""
+        write_waiting(self.folder, self.waiting, self.progress.shards)
+        self.filled = 0
+        self.progress.position, self.progress.skip, self.progress.meta = position, skip, meta
+        write_json(self.folder / "progress.json", vars(self.progress))
+
+    def close(self, meta: dict) -> dict:
+        """Write the last, shorter shard and meta.json; return the meta."""
+        if self.progress.meta is None:
+            self.flush(None, 0, meta)
+        meta = write_meta(self.folder, self.progress.meta, by_split(self.progress.shards))
+        (self.folder / "progress.json").unlink(missing_ok=True)
+        return meta
