@@ -3,10 +3,10 @@
 Exported from notebooks/09_hellaswag.ipynb; edit the notebook, not this file.
 
 A checkpoint is a folder step_NNNNNN with model.safetensors, optimizer.safetensors and state.json,
-which holds everything else as plain JSON, and the size and SHA-256 of the other two.
+which holds everything else as plain JSON, the size and SHA-256 of the other two, and its own.
 """
 
-import json
+import contextlib
 import os
 import shutil
 import sys
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nanogpt_lib.config import UserError
+from nanogpt_lib.config import UserError, read_sealed, seal
 from nanogpt_lib.model import GPT, GPTConfig, load_weights
 from nanogpt_lib.pretrained import crop_block_size
 from nanogpt_lib.shards import file_sha256, write_json
@@ -70,7 +70,15 @@ def write_checkpoint(folder: Path, step: int, model: GPT, optimizer, state: dict
         for name, content in tensors.items()
     }
     shape = {"format": 1, "step": step, "model_config": vars(model.config)}
-    write_json(folder / "state.json", {**shape, **state, "files": files})
+    write_json(folder / "state.json", seal({**shape, **state, "files": files}))
+
+
+def flush_names(folder: Path) -> None:
+    """Flush the names in a folder to the disk, as fsync does for contents (Windows does it)."""
+    if os.name != "nt":
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
 
 
 def save_checkpoint(
@@ -80,11 +88,12 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: dict,
     keep: int = 0,
+    val_losses: dict[int, float] | None = None,
 ) -> Path:
     """Write out/checkpoints/step_NNNNNN: beside, flushed, then renamed: it is whole or not there.
 
     `state` is plain JSON: train_config, tokenizer, loader, and what else the caller must have back.
-    With keep > 0 only the newest `keep` stay; older ones go after the new one is whole.
+    `keep` and `val_losses`: see `prune`, which works after the new one is whole.
     """
     folder = Path(out) / "checkpoints"
     final, temporary = folder / f"step_{step:06d}", folder / f"step_{step:06d}.tmp"
@@ -93,27 +102,54 @@ def save_checkpoint(
     try:
         temporary.mkdir(parents=True)
         write_checkpoint(temporary, step, unwrapped(model), optimizer, state)
-        shutil.rmtree(final, ignore_errors=True)  # only ever a damaged one: a whole one is resumed
+        flush_names(temporary)
+        discard(final)  # only ever a damaged one: a whole one is resumed
         os.replace(temporary, final)
+        flush_names(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"{final}: cannot be saved ({error}); the older ones are whole") from error
-    for old in checkpoints(out)[:-keep] if keep else []:
-        shutil.rmtree(old, ignore_errors=True)
+    prune(out, keep, val_losses or {})
     return final
 
 
 def checkpoints(out: str | Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first; half-written ones (.tmp) are not listed."""
     found = (Path(out) / "checkpoints").glob("step_*")
-    return sorted((p for p in found if p.name[5:].isdigit()), key=lambda p: int(p.name[5:]))
+    return sorted((p for p in found if p.name[5:].isdecimal()), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(folder.name[5:])
+
+
+def discard(folder: Path) -> None:
+    """Remove a checkpoint, if it is there; killed half-way, none is left under its name."""
+    doomed = folder.with_name(folder.name + ".old.tmp")
+    with contextlib.suppress(OSError):
+        os.replace(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def prune(out: str | Path, keep: int, val_losses: dict[int, float]) -> None:
+    """Keep the newest `keep` (0: all) and the one of the lowest validation loss; discard the rest.
+
+    `val_losses` holds step → loss; a checkpoint of a step that is not in it is never the best.
+    """
+    folders = checkpoints(out)
+    rated = [folder for folder in folders if step_of(folder) in val_losses]
+    best = min(rated, key=lambda folder: val_losses[step_of(folder)], default=None)
+    for folder in folders[:-keep] if keep else []:
+        if folder != best:
+            discard(folder)
 
 
 def read_state(folder: Path) -> dict:
     """Read state.json of one checkpoint and verify the other files against it; raises UserError."""
     path = folder / "state.json"
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = read_sealed(path)
         if state["format"] != 1:
             raise UserError(f"{path}: format {state['format']}, this library reads 1")
         for name, expected in state["files"].items():
@@ -124,7 +160,7 @@ def read_state(folder: Path) -> dict:
                 raise UserError(f"{file}: damaged (its SHA-256 is not the recorded one)")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (KeyError, TypeError, AttributeError, UnicodeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged") from error
     return state
 
@@ -152,7 +188,7 @@ def build_from_state(folder: Path, state: dict) -> GPT:
         model = GPT(GPTConfig(**state["model_config"]))
         tensors = load_file(folder / "model.safetensors")
         model.load_state_dict({**tensors, "lm_head.weight": tensors["transformer.wte.weight"]})
-    except (SafetensorError, TypeError, KeyError, RuntimeError) as error:
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError, RuntimeError) as error:
         first = str(error).split("\n")[0]
         raise UserError(
             f"{folder}: weights and state.json do not fit together ({first})"
@@ -167,8 +203,23 @@ def load_checkpoint(source: str | Path) -> tuple[GPT, dict, Path]:
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Load optimizer.safetensors of a checkpoint into an optimizer over the same parameters."""
-    restore_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
+    """Load optimizer.safetensors of a checkpoint into an optimizer over the same parameters.
+
+    Raises UserError if it belongs to other parameters.
+    """
+    path = folder / "optimizer.safetensors"
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        tensors = load_file(path)
+        fit = all(  # `step` is a single number
+            tensor.dim() == 0 or tensor.shape == parameters[int(name.split(".")[0])].shape
+            for name, tensor in tensors.items()
+        )
+        if not fit:
+            raise ValueError("other shapes")
+        restore_optimizer(optimizer, tensors)
+    except (SafetensorError, OSError, IndexError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: does not fit the model ({error})") from error
 
 
 def load_model(source: str, **changes) -> tuple[GPT, GPT2Tokenizer | CharTokenizer]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt_lib.config import UserError
+from nanogpt_lib.config import UserError, read_sealed, seal
 
 SHARD_TOKENS = 100_000_000  # 200 MB as uint16, as in the lecture
 
@@ -154,7 +154,7 @@ def write_meta(folder: Path, meta: dict, splits: dict[str, list[dict]]) -> dict:
         if not sum(shard["tokens"] for shard in splits[split]):
             raise UserError(f"{folder}: no tokens left for the {split} split; too little text")
     meta = {"format": 1, "dtype": "uint16", **meta, "splits": splits}
-    write_json(Path(folder) / "meta.json", meta)
+    write_json(Path(folder) / "meta.json", seal(meta))
     return meta
 
 
@@ -251,18 +251,23 @@ def read_meta(folder: str | Path) -> dict:
         raise UserError(f"{folder}: no meta.json, so not a finished dataset; run its recipe again")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
+        if "sha256" in meta:  # one written before there was a seal has none
+            meta = read_sealed(path)
         whole = is_whole(meta)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise UserError(f"{path}: damaged or of another format; run the recipe again")
     return meta
 
 
-def verify_shards(folder: str | Path) -> int:
-    """Read every shard, compare its SHA-256 with meta.json; return how many tokens there are."""
+def verify_shards(folder: str | Path, part: int = 0, parts: int = 1) -> int:
+    """Read every shard, compare its SHA-256 with meta.json; return how many tokens there are.
+
+    Of several processes, each verifies its part: one shard in `parts`, from number `part` on.
+    """
     meta, total = read_meta(folder), 0
-    for shard in meta["splits"]["train"] + meta["splits"]["val"]:
+    for shard in (meta["splits"]["train"] + meta["splits"]["val"])[part::parts]:
         total += check_shard(Path(folder), shard).size
         if file_sha256(Path(folder) / shard["file"]) != shard["sha256"]:
             raise UserError(f"{Path(folder) / shard['file']}: damaged (SHA-256 differs)")

@@ -3,6 +3,7 @@
     torchrun nanogpt_lib/train.py                                     quickstart, on this machine
     torchrun nanogpt_lib/train.py shakespeare-char --max-steps 500    a preset and a change
     torchrun nanogpt_lib/train.py --resume --out runs/quickstart      go on where it stopped
+    torchrun --max-restarts=9 nanogpt_lib/train.py --auto-resume      go on by itself after a crash
     torchrun --standalone --nproc_per_node=8 nanogpt_lib/train.py gpt2-124m
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 \
         nanogpt_lib/train.py gpt2-124m --batch-size 32                the same line on both nodes
@@ -16,12 +17,13 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import contextlib
 import math
 import re
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -42,6 +44,7 @@ from nanogpt_lib.config import (
     grad_accum_steps,
     parse_config,
     run_program,
+    seal,
 )
 from nanogpt_lib.device import (
     allow_tf32,
@@ -63,13 +66,20 @@ from nanogpt_lib.distributed import (
     wrap_ddp,
 )
 from nanogpt_lib.evaluation import validation_loss
+from nanogpt_lib.guard import Stopper, claim
 from nanogpt_lib.hellaswag import Item, describe_items, read_items, score_items
 from nanogpt_lib.loader import TokenLoader
-from nanogpt_lib.logbook import RunLog, external_logger, plot_run, read_log
+from nanogpt_lib.logbook import RunLog, external_logger, plot_run, read_log, series
 from nanogpt_lib.model import GPT, GPTConfig, count_parameters
 from nanogpt_lib.optimizer import learning_rate_at, make_optimizer
 from nanogpt_lib.sampling import generate
-from nanogpt_lib.shards import TokenStream, read_meta, write_json
+from nanogpt_lib.shards import (
+    TokenStream,
+    read_meta,
+    verify_shards,
+    write_atomically,
+    write_json,
+)
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_multiple")
@@ -94,6 +104,9 @@ class Run:
     log: RunLog | None = None  # rank 0 only
     step: int = 0  # updates made so far
     elapsed: float = 0.0  # seconds spent in updates, earlier legs of a resumed run included
+    skipped: int = 0  # updates left out in a row, up to now
+    saved: int = 0  # step of the newest checkpoint
+    val_losses: dict[int, float] = field(default_factory=dict)  # by step; rank 0 only
 
     def say(self, text: str) -> None:
         """Print, on rank 0."""
@@ -106,36 +119,9 @@ class Run:
         return last or (every > 0 and self.step % every == 0)
 
 
-class Stopper:
-    """Notes SIGTERM and Ctrl-C, so that the run can finish its step and save; a second kills."""
-
-    def __init__(self):
-        self.signal = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.note)
-
-    def note(self, number, frame) -> None:
-        """Remember the signal and give the next one its usual effect."""
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
-
-
-def claim_directory(config: TrainConfig) -> None:
-    """Make the run directory; refuse one that holds a run, unless it is to be resumed."""
-    out = Path(config.out)
-    if config.resume:
-        return
-    if (out / "log.jsonl").exists() or checkpoints(out):
-        raise UserError(f"{out}: holds a run; add --resume to continue it, or choose another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be created ({error.strerror})") from error
-
-
 def build_model(config: TrainConfig, vocab_size: int) -> tuple[GPT, dict, Path | None]:
     """The model to begin with and, when resuming, the checkpoint's state and folder."""
-    if config.resume:
+    if config.resume and checkpoints(config.out):  # killed before the first save: begin again
         model, state, folder = load_checkpoint(config.out)
         for name in SHAPE:
             if getattr(config, name) != (saved := getattr(model.config, name)):
@@ -169,6 +155,8 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
     if len(tokenizer.encode(config.sample_prompt)) not in range(1, config.block_size + 1):
         raise UserError(f"--sample-prompt must have 1 to {config.block_size} tokens")
     items = read_items(config.hellaswag_data, tokenizer) if config.hellaswag_every else []
+    if config.verify_data:
+        verify_shards(config.data, world.rank, world.size)
     loader = TokenLoader(
         TokenStream(config.data, "train"),
         config.batch_size,
@@ -204,11 +192,11 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
         items,
     )
     if folder:
-        run.step, run.elapsed = state["step"], state["elapsed"]
-        load_optimizer(folder, optimizer)
-        loader.load_state_dict(state["loader"])
-        scaler.load_state_dict(state["scaler"])
-        run.say(f"resumed from {folder} at step {run.step}")
+        restore(run, state, folder)
+    if add_up([run.step], world, device)[0] != run.step * world.size:
+        raise UserError(
+            f"{config.out}: other checkpoints on other nodes; it must be a shared folder"
+        )
     run.say(f"{count_parameters(raw):,} parameters, {len(loader.stream):,} training tokens")
     run.say(f"{device}, {str(dtype).removeprefix('torch.')}, {compiled}")
     run.say(
@@ -219,18 +207,35 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
     return run
 
 
+def restore(run: Run, state: dict, folder: Path) -> None:
+    """Put everything but the weights where the checkpoint in `folder` left it."""
+    load_optimizer(folder, run.optimizer)
+    try:
+        run.step = run.saved = int(state["step"])
+        run.elapsed, run.skipped = float(state["elapsed"]), int(state["skipped"])
+        run.loader.load_state_dict(state["loader"])
+        run.scaler.load_state_dict(state["scaler"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{folder}/state.json: not of a run of train.py ({error})") from error
+    run.say(f"resumed from {folder} at step {run.step}")
+
+
 def open_log(run: Run) -> None:
     """Write config.json; open log.jsonl and samples.txt where the run goes on."""
     out, resume_step = Path(run.config.out), run.step if run.config.resume else None
     settings = as_dict(run.config)
-    write_json(out / "config.json", settings)
+    write_json(out / "config.json", seal(settings))
     also = external_logger(run.config.logger, out, settings)
     run.log = RunLog(out / "log.jsonl", resume_step, also)
+    steps, values = series(read_log(out / "log.jsonl"), "val_loss")
+    run.val_losses = dict(zip(steps, values, strict=True))
     samples = out / "samples.txt"
     if samples.exists():  # those of this step and later are drawn again
-        parts = re.split(r"(?m)^(?==== step \d+$)", samples.read_text(encoding="utf-8"))
-        kept = [p for p in parts if p and int(p.split()[2]) < run.step]
-        samples.write_text("".join(kept), encoding="utf-8")
+        parts = re.split(r"(?m)^(?==== step \d+$)", samples.read_text("utf-8", errors="replace"))
+        kept = [
+            p for p in parts if (at := re.match(r"=== step (\d+)", p)) and int(at[1]) < run.step
+        ]
+        write_atomically(samples, "".join(kept).encode("utf-8"))
 
 
 def draw_samples(run: Run) -> str:
@@ -255,6 +260,7 @@ def watch(run: Run) -> None:
         run.say(f"step {run.step:5d} | validation loss {loss:.4f}")
         if run.log:
             run.log.write(run.step, val_loss=loss)
+            run.val_losses[run.step] = loss
     if run.items and run.due(config.hellaswag_every):
         scores = score_items(run.raw, run.items, **where)
         run.say(
@@ -267,13 +273,11 @@ def watch(run: Run) -> None:
     wait_for_all(run.world)
 
 
-def update(run: Run, lr: float) -> tuple[float, float]:
-    """One optimizer step over total_batch_size tokens; return this rank's loss and the norm."""
+def gradients(run: Run) -> tuple[float, float]:
+    """Gradients over total_batch_size tokens, clipped; return this rank's loss and the norm."""
     config, device = run.config, run.device
     # dropout depends on seed, step and rank alone, so that a resumed run repeats it
     torch.manual_seed((config.seed * 1_000_003 + run.step) * 4096 + run.world.rank)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
     micro_steps = grad_accum_steps(config, run.world.size)
     loss_sum = torch.zeros((), device=device)
     for micro in range(micro_steps):
@@ -290,10 +294,54 @@ def update(run: Run, lr: float) -> tuple[float, float]:
     run.scaler.unscale_(run.optimizer)
     limit = config.grad_clip or math.inf
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), limit)
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
+    return loss_sum.item(), norm.item()  # here the processor waits for the GPU, once per step
+
+
+def update(run: Run, lr: float, stopper: Stopper) -> tuple[float, float, bool]:
+    """One optimizer step; return the loss over all ranks, the gradient norm, and whether to stop.
+
+    A loss or gradient that is not finite changes nothing: it is left out, or ends the run.
+    """
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    world, start = run.world, run.loader.state_dict()
+    loss, norm = gradients(run)
+    bad = [float(rank == world.rank and not math.isfinite(loss)) for rank in range(world.size)]
+    share = [loss / world.size, float(stopper.signal), *bad]
+    loss, stop, *bad = add_up(share, world, run.device)
+    if any(bad) or not (math.isfinite(norm) or searching_scale(run.scaler)):
+        ranks = ", ".join(str(rank) for rank in range(world.size) if bad[rank]) or "each"
+        leave_out(run, f"loss {loss} on rank {ranks}, gradient norm {norm}", start)
+    else:
+        run.scaler.step(run.optimizer)
+        run.skipped = 0
+    if run.scaler.is_enabled():
+        run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    return loss_sum.item(), norm.item()
+    return loss, norm, bool(stop)
+
+
+def searching_scale(scaler: torch.amp.GradScaler) -> bool:
+    """Float16 finds its scale by overflowing now and then, and skips; below 1 it is no search."""
+    return scaler.is_enabled() and scaler.get_scale() >= 1
+
+
+def leave_out(run: Run, what: str, start: dict) -> None:
+    """Make no update; beyond --skip-bad-steps, save what was before it and end the run."""
+    place = f"data: epoch {start['epoch']}, from window {start['position']} on"
+    run.say(f"step {run.step + 1:5d} | left out: {what}; {place}")
+    if run.skipped < run.config.skip_bad_steps:
+        run.skipped += 1
+        return
+    run.loader.load_state_dict(start)
+    if run.step > run.saved:
+        save(run)
+    if not run.world.is_main:  # one line is enough
+        sys.exit(1)
+    raise UserError(
+        f"step {run.step + 1}: {what}; {place}. No update was made of it. Add --resume and a lower "
+        f"--learning-rate, or --skip-bad-steps {run.config.skip_bad_steps + 1}"
+    )
 
 
 def report(run: Run, loss: float, norm: float, lr: float, seconds: float, left: float) -> None:
@@ -301,12 +349,12 @@ def report(run: Run, loss: float, norm: float, lr: float, seconds: float, left: 
     rate = run.config.total_batch_size / seconds
     peak = peak_flops(run.device)
     mfu = flops_per_token(run.raw) * rate / (peak * run.world.size) if peak else None
-    if run.log:
+    if run.log:  # JSON knows no NaN: a step that was left out has null
         run.log.write(
             run.step,
-            train_loss=loss,
+            train_loss=loss if math.isfinite(loss) else None,
             lr=lr,
-            grad_norm=norm,
+            grad_norm=norm if math.isfinite(norm) else None,
             tokens_per_sec=round(rate, 1),
             mfu=mfu and round(mfu, 4),
             seconds=round(run.elapsed, 4),
@@ -322,22 +370,26 @@ def report(run: Run, loss: float, norm: float, lr: float, seconds: float, left: 
 
 def save(run: Run) -> None:
     """Write a checkpoint, on rank 0: all there is to know, so that the run can go on from it."""
+    run.saved = run.step
     if not run.world.is_main:
         return
+    if not (Path(run.config.out) / "log.jsonl").exists():
+        raise UserError(f"{run.config.out}: the run directory is gone; nothing can be saved")
     state = {
         "train_config": as_dict(run.config),
         "tokenizer": run.tokenizer.describe(),
         "loader": run.loader.state_dict(),
         "scaler": run.scaler.state_dict(),
         "elapsed": run.elapsed,
+        "skipped": run.skipped,
     }
-    keep = run.config.keep_checkpoints
-    save_checkpoint(run.config.out, run.step, run.raw, run.optimizer, state, keep=keep)
+    keep = dict(keep=run.config.keep_checkpoints, val_losses=run.val_losses)
+    save_checkpoint(run.config.out, run.step, run.raw, run.optimizer, state, **keep)
 
 
-def train(run: Run) -> int:
+def train(run: Run, stopper: Stopper) -> int:
     """The loop: watch, update, report, save, until max_steps; return the exit status."""
-    config, stopper = run.config, Stopper()
+    config = run.config
     first_step, first_elapsed = run.step, run.elapsed
     while True:
         watch(run)
@@ -351,12 +403,8 @@ def train(run: Run) -> int:
             warmup_steps=config.warmup_steps,
             max_steps=config.max_steps,
         )
-        loss, norm = update(run, lr)
-        share = [loss / run.world.size, float(stopper.signal)]
-        loss, stop = add_up(share, run.world, run.device)
+        loss, norm, stop = update(run, lr, stopper)
         seconds = time.perf_counter() - start
-        if not math.isfinite(loss):
-            raise UserError(f"the loss became {loss} at step {run.step + 1} (gradient norm {norm})")
         run.step += 1
         run.elapsed += seconds
         pace = (run.elapsed - first_elapsed) / (run.step - first_step)
@@ -382,14 +430,14 @@ def main(argv: list[str] | None = None) -> int:
     device = own_device(detect_device(config.device), world)
     grad_accum_steps(config, world.size)
     meta = read_meta(config.data)
-    if world.is_main:
-        claim_directory(config)
-    with process_group(world, device):
+    lock = claim(config.out, config.resume) if world.is_main else contextlib.nullcontext()
+    with lock, process_group(world, device):
         run = prepare(config, world, device, meta)
         if world.is_main:
             open_log(run)
         try:
-            return train(run)
+            with Stopper() as stopper:
+                return train(run, stopper)
         except torch.OutOfMemoryError as error:
             rows = max(1, config.batch_size // 2)
             raise UserError(
