@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import math
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -174,6 +175,14 @@ class OneLineParser(argparse.ArgumentParser):
         """Print `prog: message` and exit 2."""
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
+    def parse_args(self, args=None, namespace=None):
+        """As ever, but `--flag --` is an error; argparse would make it an empty list."""
+        parsed = super().parse_args(args, namespace)
+        for name, value in vars(parsed).items():
+            if value == []:
+                self.error(f"argument --{name.replace('_', '-')}: expected one argument")
+        return parsed
+
 
 def run_program(name: str, main) -> None:
     """Run a program's main() and exit with what it returns; a UserError is one line, exit 1."""
@@ -247,10 +256,16 @@ def check_config(config: TrainConfig) -> None:
         if not getattr(config, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} must be greater than 0")
     for f in fields(TrainConfig):
-        if f.type in (int, float) and not getattr(config, f.name) >= 0:
-            raise UserError(f"--{f.name.replace('_', '-')} must not be negative")
-    if not config.dropout < 1:
-        raise UserError("--dropout must be less than 1")
+        if f.type in (int, float) and not 0 <= getattr(config, f.name) < math.inf:
+            raise UserError(f"--{f.name.replace('_', '-')} must be a number, and not negative")
+    if config.seed >= 2**32:
+        raise UserError("--seed must be less than 2^32")
+    parameters = 12 * config.n_layer * config.n_embd**2 + config.vocab_multiple * config.n_embd
+    if parameters > 1e12:
+        raise UserError(f"--n-layer, --n-embd: a model of {parameters:.0e} parameters")
+    for name in ("dropout", "beta1", "beta2"):
+        if not getattr(config, name) < 1:
+            raise UserError(f"--{name} must be less than 1")
     if config.n_embd % config.n_head:
         raise UserError(f"--n-embd {config.n_embd} cannot be divided by --n-head {config.n_head}")
 

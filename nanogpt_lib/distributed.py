@@ -66,7 +66,12 @@ def process_group(world: World, device: torch.device):
         return
     # gloo works on every system and on the CPU; NCCL is for NVIDIA GPUs, on Linux
     nccl = device.type == "cuda" and dist.is_nccl_available()
-    dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None)
+    store, rank, size = next(dist.rendezvous("env://"))
+    # torchrun keeps its store when it restarts the workers: without a corner of their own they
+    # would read the addresses of the dead ones there, and wait for them
+    store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    how = {"store": store, "rank": rank, "world_size": size}
+    dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None, **how)
     try:
         yield
     finally:

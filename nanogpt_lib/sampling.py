@@ -112,7 +112,10 @@ def stream(
         fresh = idx[:, start + cache[0].length :]  # without a cache its length stays 0
         hidden = model.hidden_states(fresh, cache if use_cache else None)
         probs = next_token_probabilities(model.head(hidden[:, -1]), **how)  # (B, V)
-        token = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
+        try:
+            token = torch.multinomial(probs, 1, generator=generator)  # (B, 1)
+        except RuntimeError as error:  # nan, after a training that diverged
+            raise UserError(f"the model gives no probabilities ({error})") from error
         if eot is not None:
             token = torch.where(finished, eot, token)
             finished |= token == eot

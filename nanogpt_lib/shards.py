@@ -109,7 +109,7 @@ def check_shard(folder: Path, shard: dict) -> np.ndarray:
         raise UserError(f"{path}: missing, though meta.json lists it; run the recipe again")
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # numpy evaluates the header, which can fail in many ways
         raise UserError(f"{path}: cut short or not a token shard; run the recipe again") from error
     if tokens.dtype != np.uint16 or tokens.ndim != 1:
         raise UserError(f"{path}: holds {tokens.dtype}, {tokens.ndim}-d; expected a row of uint16")

@@ -258,6 +258,8 @@ def watch(run: Run) -> None:
         tokens, rows = config.eval_tokens, config.batch_size
         loss = validation_loss(run.raw, run.val_stream, tokens=tokens, batch_size=rows, **where)
         run.say(f"step {run.step:5d} | validation loss {loss:.4f}")
+        if not math.isfinite(loss):
+            raise UserError(f"step {run.step}: the validation loss is {loss}: the run has diverged")
         if run.log:
             run.log.write(run.step, val_loss=loss)
             run.val_losses[run.step] = loss
