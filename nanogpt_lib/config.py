@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import math
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -256,8 +255,8 @@ def check_config(config: TrainConfig) -> None:
         if not getattr(config, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} must be greater than 0")
     for f in fields(TrainConfig):
-        if f.type in (int, float) and not 0 <= getattr(config, f.name) < math.inf:
-            raise UserError(f"--{f.name.replace('_', '-')} must be a number, and not negative")
+        if f.type in (int, float) and not 0 <= getattr(config, f.name) < 2**40:
+            raise UserError(f"--{f.name.replace('_', '-')} must be from 0 to 2^40")
     if config.seed >= 2**32:
         raise UserError("--seed must be less than 2^32")
     parameters = 12 * config.n_layer * config.n_embd**2 + config.vocab_multiple * config.n_embd

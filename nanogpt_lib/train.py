@@ -435,11 +435,13 @@ def main(argv: list[str] | None = None) -> int:
     lock = claim(config.out, config.resume) if world.is_main else contextlib.nullcontext()
     with lock, process_group(world, device):
         run = prepare(config, world, device, meta)
-        if world.is_main:
-            open_log(run)
         try:
+            if world.is_main:
+                open_log(run)
             with Stopper() as stopper:
                 return train(run, stopper)
+        except OSError as error:  # a full disk, mostly
+            raise UserError(f"{config.out}: {error}; --resume goes on from there") from error
         except torch.OutOfMemoryError as error:
             rows = max(1, config.batch_size // 2)
             raise UserError(

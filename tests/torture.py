@@ -58,7 +58,7 @@ class Ordeal:
     made: int = 0  # steps made when this life began
     killed_at: float | None = None
 
-    def start(self) -> None:
+    def start(self, *more: str) -> None:
         """Start or continue, by one and the same command; what it says is added to OUT.txt."""
         launch = [sys.executable]
         if self.ranks > 1:
@@ -67,7 +67,7 @@ class Ordeal:
         line = [*launch, ROOT / "nanogpt_lib/train.py", *FLAGS, "--data", self.data]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with open(f"{self.out}.txt", "ab") as said:
-            line = [*map(str, line), "--out", str(self.out)]
+            line = [*map(str, line), "--out", str(self.out), *more]
             self.process = subprocess.Popen(line, stdout=said, stderr=said, env=env)
 
     def workers(self) -> list[int]:
