@@ -30,9 +30,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as flat named tensors: `3.exp_avg` belongs to parameter 3."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{index}.{key}": value
-        for index, entry in state.items()
-        for key, value in entry.items()
+        f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()
     }
 
 

@@ -84,6 +84,35 @@ def wrap_ddp(model, world: World, device: torch.device):
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
+def sync_gradients(model: nn.Module, sync: bool):
+    """A context around forward AND backward of one micro-step: average gradients only if `sync`.
+
+    Averaging once, in the last micro-step, moves a fraction of the bytes. DDP reads the flag in the
+    forward pass, so setting it before backward would be too late.
+    """
+    if switch := getattr(model, "set_requires_gradient_sync", None):  # FSDP, compiled or not
+        switch(sync)
+    elif isinstance(model, DistributedDataParallel) and not sync:
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
+def add_up(values: list[float], world: World, device: torch.device) -> list[float]:
+    """Sum each number over all processes, in float64: the result hardly depends on how many."""
+    if world.size == 1:
+        return values
+    on = device if dist.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(values, dtype=torch.float64, device=on)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def wait_for_all(world: World) -> None:
+    """Go on when every process has come here."""
+    if world.size > 1:
+        dist.barrier()
+
+
 def shard_fsdp(model, world: World, device: torch.device) -> None:
     """Leave each rank 1/W of a GPT's weights, in place (FSDP); before the optimizer is made.
 
@@ -105,6 +134,17 @@ def shard_fsdp(model, world: World, device: torch.device) -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
 
 
+def clip_gradients(model: nn.Module, limit: float) -> float:
+    """Scale the gradient down to a norm of `limit`; return its norm before, over all ranks."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+    return full_tensor(norm).item()
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor, on every rank (which must all ask); any other one as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def unsharded(model, device: torch.device):
     """The model itself or, if it is sharded, a plain copy with all weights (4 bytes per parameter).
 
@@ -116,39 +156,15 @@ def unsharded(model, device: torch.device):
     with torch.device(device), torch.no_grad():
         plain = type(model)(model.config)  # FSDP's class makes one of the class it was made from
         for ours, theirs in zip(plain.parameters(), model.parameters(), strict=True):
-            ours.copy_(whole(theirs))
+            ours.copy_(full_tensor(theirs))
     return plain
-
-
-def sync_gradients(model: nn.Module, sync: bool):
-    """A context around forward AND backward of one micro-step: average gradients only if `sync`.
-
-    Averaging once, in the last micro-step, moves a fraction of the bytes. DDP reads the flag in the
-    forward pass, so setting it before backward would be too late.
-    """
-    if switch := getattr(model, "set_requires_gradient_sync", None):  # FSDP, compiled or not
-        switch(sync)
-    elif isinstance(model, DistributedDataParallel) and not sync:
-        return model.no_sync()
-    return contextlib.nullcontext()
-
-
-def clip_gradients(model: nn.Module, limit: float) -> float:
-    """Scale the gradient down to a norm of `limit`; return its norm before, over all ranks."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-    return whole(norm).item()
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a sharded tensor, on every rank (which must all ask); any other one as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def collect(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
     """Sharded tensors made whole, on rank 0 and for a file; every rank must come, and gets {}."""
     found = {}
     for name, tensor in tensors.items():
-        value = whole(tensor)
+        value = full_tensor(tensor)
         if world.is_main:  # into main memory at once: no card need hold two of them
             found[name] = (value if value is tensor else value.cpu()).contiguous()
     return found
@@ -162,19 +178,3 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
 
     tensor = tensor.to(like.device)
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def add_up(values: list[float], world: World, device: torch.device) -> list[float]:
-    """Sum each number over all processes, in float64: the result hardly depends on how many."""
-    if world.size == 1:
-        return values
-    on = device if dist.get_backend() == "nccl" else "cpu"
-    total = torch.tensor(values, dtype=torch.float64, device=on)
-    dist.all_reduce(total)
-    return total.tolist()
-
-
-def wait_for_all(world: World) -> None:
-    """Go on when every process has come here."""
-    if world.size > 1:
-        dist.barrier()

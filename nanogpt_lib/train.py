@@ -217,9 +217,12 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
         run.say(f"resumed from {folder} at step {run.step}")
     run.say(f"{count_parameters(raw):,} parameters, {len(loader.stream):,} training tokens")
     run.say(f"{device}, {str(dtype).removeprefix('torch.')}, {compiled}")
+    processes = f"{world.size} processes ({config.parallel})" if world.size > 1 else "1 process"
+    if world.size == 1 and config.parallel == "fsdp":
+        run.say("1 process, nothing to shard: --parallel fsdp changes nothing")
     run.say(
         f"{config.total_batch_size:,} tokens per step = {config.batch_size} rows × "
-        f"{config.block_size} × {world.size} process{'es' * (world.size > 1)} × "
+        f"{config.block_size} × {processes} × "
         f"{grad_accum_steps(config, world.size)} micro-step(s)"
     )
     return run
