@@ -134,10 +134,9 @@ def shard_fsdp(model, world: World, device: torch.device) -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
 
 
-def clip_gradients(model: nn.Module, limit: float) -> float:
+def clip_gradients(model: nn.Module, limit: float) -> Tensor:
     """Scale the gradient down to a norm of `limit`; return its norm before, over all ranks."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-    return full_tensor(norm).item()
+    return full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
@@ -161,7 +160,7 @@ def unsharded(model, device: torch.device):
 
 
 def collect(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Sharded tensors made whole, on rank 0 and for a file; every rank must come, and gets {}."""
+    """Tensors made whole on rank 0, for a file; every rank takes part, the others get {}."""
     found = {}
     for name, tensor in tensors.items():
         value = full_tensor(tensor)

@@ -87,7 +87,7 @@ class Run:
     device: torch.device
     dtype: torch.dtype
     tokenizer: GPT2Tokenizer | CharTokenizer
-    raw: GPT  # the plain module: evaluation, samples and checkpoints use it
+    raw: GPT  # the plain module, or sharded: evaluation, samples and checkpoints use it
     model: nn.Module  # the same weights, compiled and wrapped: the training call
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -304,7 +304,7 @@ def update(run: Run, lr: float) -> tuple[float, float]:
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    return loss_sum.item(), norm
+    return loss_sum.item(), norm.item()
 
 
 def report(run: Run, loss: float, norm: float, lr: float, seconds: float, left: float) -> None:

@@ -80,7 +80,7 @@ def adam(wrapped, model, rows, scaler, limit=0.5):
                 loss = wrapped(x, y)[1] / 2
                 scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        saw.append([clip_gradients(wrapped, limit), loss.item()])
+        saw.append([clip_gradients(wrapped, limit).item(), loss.item()])
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
