@@ -175,5 +175,6 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    tensor = tensor.to(like.device)
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    where = like.device_mesh, like.placements
+    part = distribute_tensor(tensor.to(like.device), *where, src_data_rank=None)
+    return part.clone()  # memory of its own: a view would keep the whole

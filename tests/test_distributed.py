@@ -158,6 +158,7 @@ with contextlib.suppress(KeyError), process_group(world, CPU):
     mine = [p.detach() for p in model.parameters()]
     again = [part_of(full_tensor(p), p) for p in mine]
     saw["cut"] = all(torch.equal(a.to_local(), p.to_local()) for a, p in zip(again, mine))
+    saw["bytes"] = sum(a.to_local().untyped_storage().nbytes() for a in again)
 
     saw["sums"] = add_up([0.1, 2.0**60 + world.rank, float(world.rank)], world, CPU)
     wait_for_all(world)
@@ -309,6 +310,7 @@ def test_each_rank_holds_its_share_and_makes_it_whole_again(ranks, reference):
     assert sum(saw["held"] for saw in ranks) == total
     assert max(saw["held"] for saw in ranks) < 0.6 * total
     assert all(saw["cut"] for saw in ranks)
+    assert [saw["bytes"] for saw in ranks] == [4 * saw["held"] for saw in ranks]
     for name, tensor in ranks[0]["whole"].items():
         assert torch.equal(tensor, ranks[1]["whole"][name])
 
