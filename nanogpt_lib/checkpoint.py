@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nanogpt_lib.config import UserError, read_sealed, seal
+from nanogpt_lib.distributed import World, collect, part_of
 from nanogpt_lib.model import GPT, GPTConfig, load_weights
 from nanogpt_lib.pretrained import crop_block_size
 from nanogpt_lib.shards import file_sha256, write_json
@@ -29,18 +30,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as flat named tensors: `3.exp_avg` belongs to parameter 3."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{index}.{key}": value.contiguous()
-        for index, entry in state.items()
-        for key, value in entry.items()
+        f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()
     }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put `optimizer_tensors` back into an optimizer over the same parameters."""
     state: dict[int, dict] = {}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in tensors.items():
         index, key = name.split(".")
-        state.setdefault(int(index), {})[key] = value
+        state.setdefault(int(index), {})[key] = part_of(value, params[int(index)])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -60,17 +60,13 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict:
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def write_checkpoint(folder: Path, step: int, model: GPT, optimizer, state: dict) -> None:
+def write_checkpoint(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict) -> None:
     """Write the three files of a checkpoint into a folder that exists."""
-    # lm_head is wte: one matrix, saved once
-    weights = {k: v.contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
-    tensors = {"model": weights, "optimizer": optimizer_tensors(optimizer)}
     files = {
         f"{name}.safetensors": write_tensors(folder / f"{name}.safetensors", content)
         for name, content in tensors.items()
     }
-    shape = {"format": 1, "step": step, "model_config": vars(model.config)}
-    write_json(folder / "state.json", seal({**shape, **state, "files": files}))
+    write_json(folder / "state.json", seal({**state, "files": files}))
 
 
 def flush_names(folder: Path) -> None:
@@ -89,19 +85,29 @@ def save_checkpoint(
     state: dict,
     keep: int = 0,
     val_losses: dict[int, float] | None = None,
+    world: World = World(),  # noqa: B008 (frozen)
 ) -> Path:
     """Write out/checkpoints/step_NNNNNN: beside, flushed, then renamed: it is whole or not there.
 
     `state` is plain JSON: train_config, tokenizer, loader, and what else the caller must have back.
-    `keep` and `val_losses`: see `prune`, which works after the new one is whole.
+    `keep` and `val_losses`: see `prune`, which works after the new one is whole. Every rank calls,
+    to give its part of sharded tensors; rank 0 alone writes.
     """
+    model = unwrapped(model)
+    weights = model.state_dict()
+    del weights["lm_head.weight"]  # lm_head is wte: one matrix, saved once
+    both = {"model": weights, "optimizer": optimizer_tensors(optimizer)}
+    tensors = {name: collect(content, world) for name, content in both.items()}
+    state = {"format": 1, "step": step, "model_config": vars(model.config), **state}
     folder = Path(out) / "checkpoints"
     final, temporary = folder / f"step_{step:06d}", folder / f"step_{step:06d}.tmp"
+    if not world.is_main:
+        return final
     for stale in folder.glob("step_*.tmp"):  # what a kill left
         shutil.rmtree(stale, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        write_checkpoint(temporary, step, unwrapped(model), optimizer, state)
+        write_checkpoint(temporary, tensors, state)
         flush_names(temporary)
         discard(final)  # only ever a damaged one: a whole one is resumed
         os.replace(temporary, final)

@@ -44,6 +44,12 @@ class TrainConfig:
         ("auto", "float32", "bfloat16", "float16"),
     )
     compile: str = option("auto", "torch.compile; auto: on for CUDA", ("auto", "on", "off"))
+    parallel: str = option(
+        "ddp",
+        "several processes: ddp, every one holds the whole model, 16 bytes per parameter; or fsdp, "
+        "each holds a share, for a model that does not fit one card; either resumes the other",
+        ("ddp", "fsdp"),
+    )
     # model
     n_layer: int = option(12, "transformer blocks")
     n_head: int = option(12, "attention heads per block")

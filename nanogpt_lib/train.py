@@ -58,10 +58,13 @@ from nanogpt_lib.device import (
 from nanogpt_lib.distributed import (
     World,
     add_up,
+    clip_gradients,
     own_device,
     process_group,
     read_world,
+    shard_fsdp,
     sync_gradients,
+    unsharded,
     wait_for_all,
     wrap_ddp,
 )
@@ -94,7 +97,7 @@ class Run:
     device: torch.device
     dtype: torch.dtype
     tokenizer: GPT2Tokenizer | CharTokenizer
-    raw: GPT  # the plain module: evaluation, samples and checkpoints use it
+    raw: GPT  # the plain module, or sharded: evaluation, samples and checkpoints use it
     model: nn.Module  # the same weights, compiled and wrapped: the training call
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -169,6 +172,8 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
     val_stream = TokenStream(config.data, "val")
     raw, state, folder = build_model(config, meta["vocab_size"])
     raw.to(device).train()
+    if config.parallel == "fsdp":
+        shard_fsdp(raw, world, device)
     betas = (config.beta1, config.beta2)
     optimizer = make_optimizer(
         raw, learning_rate=config.learning_rate, weight_decay=config.weight_decay, betas=betas
@@ -176,7 +181,8 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     x = torch.zeros(config.batch_size, config.block_size, dtype=torch.long, device=device)
     model, compiled = compile_model(raw, config.compile, device, x, x, dtype)
-    model = wrap_ddp(model, world, device)
+    if config.parallel == "ddp":
+        model = wrap_ddp(model, world, device)
     run = Run(
         config,
         world,
@@ -199,9 +205,12 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
         )
     run.say(f"{count_parameters(raw):,} parameters, {len(loader.stream):,} training tokens")
     run.say(f"{device}, {str(dtype).removeprefix('torch.')}, {compiled}")
+    processes = f"{world.size} processes ({config.parallel})" if world.size > 1 else "1 process"
+    if world.size == 1 and config.parallel == "fsdp":
+        run.say("1 process, nothing to shard: --parallel fsdp changes nothing")
     run.say(
         f"{config.total_batch_size:,} tokens per step = {config.batch_size} rows × "
-        f"{config.block_size} × {world.size} process{'es' * (world.size > 1)} × "
+        f"{config.block_size} × {processes} × "
         f"{grad_accum_steps(config, world.size)} micro-step(s)"
     )
     return run
@@ -238,13 +247,13 @@ def open_log(run: Run) -> None:
         write_atomically(samples, "".join(kept).encode("utf-8"))
 
 
-def draw_samples(run: Run) -> str:
+def draw_samples(run: Run, model: GPT) -> str:
     """Two continuations of the prompt, seeded by the step; also appended to samples.txt."""
     config = run.config
     prompt = torch.tensor([run.tokenizer.encode(config.sample_prompt)] * 2, device=run.device)
     generator = torch.Generator(run.device).manual_seed(config.seed + run.step)
     with autocast(run.device, run.dtype):
-        rows = generate(run.raw, prompt, config.sample_tokens, top_k=50, generator=generator)
+        rows = generate(model, prompt, config.sample_tokens, top_k=50, generator=generator)
     text = "\n---\n".join(run.tokenizer.decode(row) for row in rows.tolist())
     with open(Path(config.out) / "samples.txt", "a", encoding="utf-8") as file:
         file.write(f"=== step {run.step}\n{text}\n\n")
@@ -256,7 +265,8 @@ def watch(run: Run) -> None:
     config, where = run.config, dict(world=run.world, device=run.device, dtype=run.dtype)
     if run.due(config.eval_every):
         tokens, rows = config.eval_tokens, config.batch_size
-        loss = validation_loss(run.raw, run.val_stream, tokens=tokens, batch_size=rows, **where)
+        model = unsharded(run.raw, run.device)
+        loss = validation_loss(model, run.val_stream, tokens=tokens, batch_size=rows, **where)
         run.say(f"step {run.step:5d} | validation loss {loss:.4f}")
         if not math.isfinite(loss):
             raise UserError(f"step {run.step}: the validation loss is {loss}: the run has diverged")
@@ -264,14 +274,16 @@ def watch(run: Run) -> None:
             run.log.write(run.step, val_loss=loss)
             run.val_losses[run.step] = loss
     if run.items and run.due(config.hellaswag_every):
-        scores = score_items(run.raw, run.items, **where)
+        scores = score_items(unsharded(run.raw, run.device), run.items, **where)
         run.say(
             f"step {run.step:5d} | {scores['acc_token']:.4f} right, {describe_items(run.items)}"
         )
         if run.log:
             run.log.write(run.step, hellaswag=scores["acc_token"])
-    if run.world.is_main and run.step and run.due(config.sample_every):
-        run.say(f"step {run.step:5d} | samples\n{draw_samples(run)}")
+    if run.step and run.due(config.sample_every):
+        model = unsharded(run.raw, run.device)  # every rank helps, rank 0 draws
+        if run.world.is_main:
+            run.say(f"step {run.step:5d} | samples\n{draw_samples(run, model)}")
     wait_for_all(run.world)
 
 
@@ -294,8 +306,7 @@ def gradients(run: Run) -> tuple[float, float]:
             loss_sum += loss.detach()
             run.scaler.scale(loss).backward()
     run.scaler.unscale_(run.optimizer)
-    limit = config.grad_clip or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), limit)
+    norm = clip_gradients(run.model, config.grad_clip or math.inf)
     return loss_sum.item(), norm.item()  # here the processor waits for the GPU, once per step
 
 
@@ -371,11 +382,9 @@ def report(run: Run, loss: float, norm: float, lr: float, seconds: float, left: 
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint, on rank 0: all there is to know, so that the run can go on from it."""
+    """Write a checkpoint: all there is to know, so that the run can go on from it."""
     run.saved = run.step
-    if not run.world.is_main:
-        return
-    if not (Path(run.config.out) / "log.jsonl").exists():
+    if run.world.is_main and not (Path(run.config.out) / "log.jsonl").exists():
         raise UserError(f"{run.config.out}: the run directory is gone; nothing can be saved")
     state = {
         "train_config": as_dict(run.config),
@@ -385,8 +394,8 @@ def save(run: Run) -> None:
         "elapsed": run.elapsed,
         "skipped": run.skipped,
     }
-    keep = dict(keep=run.config.keep_checkpoints, val_losses=run.val_losses)
-    save_checkpoint(run.config.out, run.step, run.raw, run.optimizer, state, **keep)
+    how = dict(keep=run.config.keep_checkpoints, val_losses=run.val_losses, world=run.world)
+    save_checkpoint(run.config.out, run.step, run.raw, run.optimizer, state, **how)
 
 
 def train(run: Run, stopper: Stopper) -> int:
