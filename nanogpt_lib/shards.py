@@ -153,7 +153,7 @@ def write_meta(folder: Path, meta: dict, splits: dict[str, list[dict]]) -> dict:
     for split in ("train", "val"):
         if not sum(shard["tokens"] for shard in splits[split]):
             raise UserError(f"{folder}: no tokens left for the {split} split; too little text")
-    meta = {"format": 1, "dtype": "uint16", **meta, "splits": splits}
+    meta = {"format": 2, "dtype": "uint16", **meta, "splits": splits}
     write_json(Path(folder) / "meta.json", seal(meta))
     return meta
 
@@ -236,7 +236,7 @@ def is_whole(meta: dict) -> bool:
     named = all(Path(s["file"]).name == s["file"] and s["tokens"] >= 0 for s in shards)
     return (
         named
-        and meta["format"] == 1
+        and meta["format"] in (1, 2)
         and meta["vocab_size"] > 0
         and isinstance(meta["tokenizer"], dict)
     )
@@ -251,7 +251,7 @@ def read_meta(folder: str | Path) -> dict:
         raise UserError(f"{folder}: no meta.json, so not a finished dataset; run its recipe again")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        if "sha256" in meta:  # one written before there was a seal has none
+        if "sha256" in meta or meta["format"] != 1:  # format 1 was written without a seal
             meta = read_sealed(path)
         whole = is_whole(meta)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
