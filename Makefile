@@ -1,4 +1,4 @@
-# make train · make test · make lab · make export · make bench · make clean
+# make train · make test · make torture · make lab · make export · make bench · make clean
 # Needs Python 3.11 to 3.13 and nothing else; `make train PYTHON=python3.12` chooses one.
 
 PYTHON ?= python3
@@ -12,6 +12,10 @@ train: $(READY)  ## prepare the text that ships with Python and train a GPT on i
 test: $(READY)  ## every test, then every notebook
 	$(BIN)/pytest $(ARGS)
 	$(BIN)/pytest -n 2 --nbmake notebooks
+
+torture: $(READY)  ## 100 kills, 10,000 damaged files and 1,000 command lines: about half an hour
+	$(BIN)/python tests/torture.py
+	$(BIN)/python tests/fuzz.py
 
 lab: $(READY)  ## read and run the notebooks in the browser
 	$(BIN)/jupyter lab notebooks
@@ -31,4 +35,4 @@ $(READY): pyproject.toml constraints.txt
 clean:  ## remove the environment, the runs and the datasets made here
 	rm -rf .venv runs data/*/
 
-.PHONY: train test lab export bench clean
+.PHONY: train test torture lab export bench clean

@@ -5,6 +5,7 @@ This is the ground floor of the library; it imports nothing of it.
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import sys
 from dataclasses import dataclass, field, fields
@@ -31,6 +32,9 @@ class TrainConfig:
     out: str = option("runs/quickstart", "run directory: log, checkpoints, samples, plot")
     seed: int = option(1337, "seed of the initialisation, the shuffle, dropout and the samples")
     resume: bool = option(False, "continue the run in --out from its newest whole checkpoint")
+    auto_resume: bool = option(
+        False, "the same if --out holds a run, else begin one (for --max-restarts and Slurm)"
+    )
     init_from: str = option("scratch", "scratch, gpt2, gpt2-medium/-large/-xl, a folder, or a run")
     # how it computes
     device: str = option("auto", "auto, cpu, cuda or mps", ("auto", "cpu", "cuda", "mps"))
@@ -40,6 +44,12 @@ class TrainConfig:
         ("auto", "float32", "bfloat16", "float16"),
     )
     compile: str = option("auto", "torch.compile; auto: on for CUDA", ("auto", "on", "off"))
+    parallel: str = option(
+        "ddp",
+        "several processes: ddp, every one holds the whole model, 16 bytes per parameter; or fsdp, "
+        "each holds a share, for a model that does not fit one card; either resumes the other",
+        ("ddp", "fsdp"),
+    )
     # model
     n_layer: int = option(12, "transformer blocks")
     n_head: int = option(12, "attention heads per block")
@@ -63,11 +73,18 @@ class TrainConfig:
     beta2: float = option(0.95, "AdamW: decay of the squared gradient's running mean")
     grad_clip: float = option(1.0, "largest gradient norm (0: no clipping)")
     shuffle: bool = option(True, "visit the windows of each epoch in a seeded random order")
+    verify_data: bool = option(True, "compare the shards with their SHA-256 before the first step")
+    skip_bad_steps: int = option(
+        0,
+        "leave out up to so many updates in a row whose loss or gradient is not finite, then stop",
+    )
     # watching
     eval_every: int = option(250, "steps between validation losses (0: only at the end)")
     eval_tokens: int = option(10_485_760, "validation tokens per evaluation, always the same ones")
     save_every: int = option(1000, "steps between checkpoints (0: only at the end)")
-    keep_checkpoints: int = option(2, "newest checkpoints to keep (0: all)")
+    keep_checkpoints: int = option(
+        2, "newest checkpoints to keep (0: all), besides that of the lowest validation loss"
+    )
     sample_every: int = option(250, "steps between samples (0: only at the end)")
     sample_tokens: int = option(64, "tokens per sample")
     sample_prompt: str = option("Hello, I'm a language model,", "prompt of the samples")
@@ -137,6 +154,25 @@ PRESETS: dict[str, dict] = {
 }  # fmt: skip
 
 
+def seal(value: dict) -> dict:
+    """The same with a SHA-256 of its contents as last entry: a damaged copy is not believed."""
+    text = json.dumps(value, sort_keys=True)
+    return {**value, "sha256": hashlib.sha256(text.encode("utf-8")).hexdigest()}
+
+
+def read_sealed(path: Path) -> dict:
+    """Read a JSON file that holds `seal(value)` and return value; raises OSError or UserError."""
+    try:
+        sealed = json.loads(path.read_text(encoding="utf-8"))
+        value = {name: entry for name, entry in sealed.items() if name != "sha256"}
+        whole = sealed == seal(value)
+    except (ValueError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: damaged (its contents do not fit its SHA-256)")
+    return value
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line with exit status 2; usage is left to --help."""
 
@@ -144,13 +180,23 @@ class OneLineParser(argparse.ArgumentParser):
         """Print `prog: message` and exit 2."""
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
+    def parse_args(self, args=None, namespace=None):
+        """As ever, but `--flag --` is an error; argparse would make it an empty list."""
+        parsed = super().parse_args(args, namespace)
+        for name, value in vars(parsed).items():
+            if value == []:
+                self.error(f"argument --{name.replace('_', '-')}: expected one argument")
+        return parsed
+
 
 def run_program(name: str, main) -> None:
     """Run a program's main() and exit with what it returns; a UserError is one line, exit 1."""
     try:
         sys.exit(main())
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder that went away
         sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def parse_config(argv: list[str] | None = None) -> TrainConfig:
@@ -174,24 +220,35 @@ def parse_config(argv: list[str] | None = None) -> TrainConfig:
         parser.error(f"unknown preset {preset!r}; choose one of {names}")
     parser.set_defaults(**PRESETS[preset])
     chosen = parser.parse_args(argv)
-    if chosen.resume:  # the run's own settings, unless a flag says otherwise
+    resume = chosen.resume or (chosen.auto_resume and bool(settings_files(Path(chosen.out))))
+    if resume:  # the run's own settings, unless a flag says otherwise
         parser.set_defaults(**saved_settings(Path(chosen.out)))
-    config = TrainConfig(**vars(parser.parse_args(argv)))
+    config = TrainConfig(**{**vars(parser.parse_args(argv)), "resume": resume})
     check_config(config)
     return config
 
 
+def settings_files(out: Path) -> list[Path]:
+    """The files that hold a run's settings: config.json, and copies in its checkpoints."""
+    copies = sorted(out.glob("checkpoints/step_*/state.json"), reverse=True)
+    return [path for path in (out / "config.json", *copies) if path.exists()]
+
+
 def saved_settings(out: Path) -> dict:
-    """The config.json of a run to be resumed; raises UserError if there is none."""
-    path = out / "config.json"
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        known = {f.name for f in fields(TrainConfig)} - {"out", "resume"}
-        return {name: value for name, value in saved.items() if name in known}
-    except FileNotFoundError as error:
-        raise UserError(f"{out}: no run to resume here (no config.json)") from error
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: damaged, so the run cannot be resumed") from error
+    """The settings of a run to be resumed, from the first file that is whole; else a UserError."""
+    damaged = None
+    for path in settings_files(out):
+        try:
+            saved = read_sealed(path)
+        except (UserError, OSError) as error:
+            damaged = damaged or error
+            continue
+        saved = saved.get("train_config", saved)
+        known = {f.name: f.type for f in fields(TrainConfig)}
+        if not all(type(value) is known.get(name) for name, value in saved.items()):
+            raise UserError(f"{path}: has settings this version does not know")
+        return {n: v for n, v in saved.items() if n not in ("out", "resume", "auto_resume")}
+    raise UserError(str(damaged or f"{out}: no run to resume here (no config.json)"))
 
 
 def check_config(config: TrainConfig) -> None:
@@ -204,10 +261,16 @@ def check_config(config: TrainConfig) -> None:
         if not getattr(config, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} must be greater than 0")
     for f in fields(TrainConfig):
-        if f.type in (int, float) and not getattr(config, f.name) >= 0:
-            raise UserError(f"--{f.name.replace('_', '-')} must not be negative")
-    if not config.dropout < 1:
-        raise UserError("--dropout must be less than 1")
+        if f.type in (int, float) and not 0 <= getattr(config, f.name) < 2**40:
+            raise UserError(f"--{f.name.replace('_', '-')} must be from 0 to 2^40")
+    if config.seed >= 2**32:
+        raise UserError("--seed must be less than 2^32")
+    parameters = 12 * config.n_layer * config.n_embd**2 + config.vocab_multiple * config.n_embd
+    if parameters > 1e12:
+        raise UserError(f"--n-layer, --n-embd: a model of {parameters:.0e} parameters")
+    for name in ("dropout", "beta1", "beta2"):
+        if not getattr(config, name) < 1:
+            raise UserError(f"--{name} must be less than 1")
     if config.n_embd % config.n_head:
         raise UserError(f"--n-embd {config.n_embd} cannot be divided by --n-head {config.n_head}")
 

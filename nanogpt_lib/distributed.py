@@ -5,11 +5,13 @@ Exported from notebooks/07_ddp.ipynb; edit the notebook, not this file.
 
 import contextlib
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from nanogpt_lib.config import UserError
@@ -66,7 +68,12 @@ def process_group(world: World, device: torch.device):
         return
     # gloo works on every system and on the CPU; NCCL is for NVIDIA GPUs, on Linux
     nccl = device.type == "cuda" and dist.is_nccl_available()
-    dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None)
+    store, rank, size = next(dist.rendezvous("env://"))
+    # torchrun keeps its store when it restarts the workers: without a corner of their own they
+    # would read the addresses of the dead ones there, and wait for them
+    store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    how = {"store": store, "rank": rank, "world_size": size}
+    dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None, **how)
     try:
         yield
     finally:
@@ -88,9 +95,11 @@ def sync_gradients(model: nn.Module, sync: bool):
     Averaging once, in the last micro-step, moves a fraction of the bytes. DDP reads the flag in the
     forward pass, so setting it before backward would be too late.
     """
-    if sync or not isinstance(model, DistributedDataParallel):
-        return contextlib.nullcontext()
-    return model.no_sync()
+    if switch := getattr(model, "set_requires_gradient_sync", None):  # FSDP, compiled or not
+        switch(sync)
+    elif isinstance(model, DistributedDataParallel) and not sync:
+        return model.no_sync()
+    return contextlib.nullcontext()
 
 
 def add_up(values: list[float], world: World, device: torch.device) -> list[float]:
@@ -107,3 +116,70 @@ def wait_for_all(world: World) -> None:
     """Go on when every process has come here."""
     if world.size > 1:
         dist.barrier()
+
+
+def shard_fsdp(model, world: World, device: torch.device) -> None:
+    """Leave each rank 1/W of a GPT's weights, in place (FSDP); before the optimizer is made.
+
+    Every rank must come with the same weights: each keeps its part, nothing is sent. A block's
+    weights are gathered when its turn comes and dropped after it, in fp32, so that autocast does
+    the same arithmetic as without FSDP. Raises UserError where no backend can do it.
+    """
+    if world.size == 1:
+        return
+    if device.type != "cpu" and dist.get_backend() != "nccl":
+        raise UserError(f"--parallel fsdp on {device.type} needs NCCL; take --parallel ddp")
+    from torch.distributed.fsdp import fully_shard  # here: it takes most of a second to import
+
+    mesh = dist.init_device_mesh(device.type, (world.size,))
+    for block in model.transformer.h:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)  # the rest: wte, which is lm_head, wpe and ln_f
+    # the logits are a view, which FSDP warns of; nobody writes into them
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
+
+
+def clip_gradients(model: nn.Module, limit: float) -> Tensor:
+    """Scale the gradient down to a norm of `limit`; return its norm before, over all ranks."""
+    return full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor, on every rank (which must all ask); any other one as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def unsharded(model, device: torch.device):
+    """The model itself or, if it is sharded, a plain copy with all weights (4 bytes per parameter).
+
+    Every rank must ask for it. Then each may call it alone or not at all, as evaluation and samples
+    do; a sharded model's forward pass is a collective.
+    """
+    if not hasattr(model, "unshard"):
+        return model
+    with torch.device(device), torch.no_grad():
+        plain = type(model)(model.config)  # FSDP's class makes one of the class it was made from
+        for ours, theirs in zip(plain.parameters(), model.parameters(), strict=True):
+            ours.copy_(full_tensor(theirs))
+    return plain
+
+
+def collect(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Tensors made whole on rank 0, for a file; every rank takes part, the others get {}."""
+    found = {}
+    for name, tensor in tensors.items():
+        value = full_tensor(tensor)
+        if world.is_main:  # into main memory at once: no card need hold two of them
+            found[name] = (value if value is tensor else value.cpu()).contiguous()
+    return found
+
+
+def part_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """What this rank keeps of a whole tensor, cut as the parameter `like` is; nothing is sent."""
+    if not hasattr(like, "full_tensor") or tensor.dim() == 0:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    where = like.device_mesh, like.placements
+    part = distribute_tensor(tensor.to(like.device), *where, src_data_rank=None)
+    return part.clone()  # memory of its own: a view would keep the whole

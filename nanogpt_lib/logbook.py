@@ -6,6 +6,7 @@ Exported from notebooks/10_results.ipynb; edit the notebook, not this file.
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -13,27 +14,46 @@ from statistics import median
 from nanogpt_lib.config import UserError
 
 
+def log_line(record: dict) -> str:
+    """A record as a line of the log; its last entry is a CRC-32 of what stands before it."""
+    text = json.dumps(record)
+    return f'{text[:-1]}, "crc": {zlib.crc32(text.encode())}}}\n'
+
+
+def read_record(line: str) -> tuple[dict, bool]:
+    """The record in a line, and whether it had a checksum; raises ValueError if it is damaged."""
+    record = json.loads(line)
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        raise ValueError("no step")
+    crc = record.pop("crc", None)
+    if crc is not None and crc != zlib.crc32(json.dumps(record).encode()):
+        raise ValueError("another checksum")
+    return record, crc is not None
+
+
 def read_log(path: str | Path) -> list[dict]:
     """All records of a log.jsonl, in order. A last line cut short by a crash is left out.
 
-    Raises UserError for a missing file or a damaged line elsewhere.
+    Raises UserError for a missing file, a damaged line elsewhere, or a line that has lost its
+    checksum (a log written by other hands has none at all).
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such log")
-    records = []
+    records, sealed = [], set()
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                raise ValueError("no step")
-        except ValueError as error:
+            record, has_crc = read_record(line)
+            sealed.add(has_crc)
+            if len(sealed) > 1:
+                raise ValueError("some lines have a checksum, some not")
+        except (ValueError, RecursionError) as error:
             if number == len(lines):  # the file does not end in a newline
                 break
-            raise UserError(f"{path} line {number}: not a log record") from error
+            raise UserError(f"{path} line {number}: not a log record ({error})") from error
         records.append(record)
     return records
 
@@ -87,16 +107,19 @@ class RunLog:
         for record in read_log(self.path) if self.path.exists() else []:
             last = resume_step if "train_loss" in record else resume_step - 1
             if record["step"] <= last:
-                kept.append(json.dumps(record) + "\n")
+                kept.append(log_line(record))
         temporary = self.path.with_name(self.path.name + ".tmp")
         temporary.write_text("".join(kept), encoding="utf-8")
         os.replace(temporary, self.path)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, step: int, **values) -> None:
-        """Append one record."""
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()
+        """Append one record; raises UserError if the disk is full."""
+        try:
+            self.file.write(log_line({"step": step, **values}))
+            self.file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
         self.also(step, values)
 
     def close(self) -> None:

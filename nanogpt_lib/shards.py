@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt_lib.config import UserError
+from nanogpt_lib.config import UserError, read_sealed, seal
 
 SHARD_TOKENS = 100_000_000  # 200 MB as uint16, as in the lecture
 LLMC_MAGIC, LLMC_HEADER = 20240520, 1024  # a .bin of llm.c: 256 int32 (magic, version, tokens, 0 …)
@@ -62,7 +62,7 @@ def open_shard(path: Path) -> np.ndarray:
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
         size = path.stat().st_size
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # numpy evaluates the header, which can fail in many ways
         raise UserError(f"{path}: cut short or not a token shard; run the recipe again") from error
     if tokens.dtype != np.uint16 or tokens.ndim != 1:
         raise UserError(f"{path}: holds {tokens.dtype}, {tokens.ndim}-d; expected a row of uint16")
@@ -87,8 +87,8 @@ def write_meta(folder: Path, meta: dict, splits: dict[str, list[dict]]) -> dict:
     for split in ("train", "val"):
         if not sum(shard["tokens"] for shard in splits[split]):
             raise UserError(f"{folder}: no tokens left for the {split} split; too little text")
-    meta = {"format": 1, "dtype": "uint16", **meta, "splits": splits}
-    write_json(Path(folder) / "meta.json", meta)
+    meta = {"format": 2, "dtype": "uint16", **meta, "splits": splits}
+    write_json(Path(folder) / "meta.json", seal(meta))
     return meta
 
 
@@ -110,7 +110,7 @@ def is_whole(meta: dict) -> bool:
     counts = [meta["vocab_size"], *(s["tokens"] for s in shards)]
     return (
         named
-        and meta["format"] == 1
+        and meta["format"] in (1, 2)
         and all(type(count) is int and count >= 0 for count in counts)
         and meta["vocab_size"] > 0
         and isinstance(meta["tokenizer"], dict)
@@ -135,6 +135,8 @@ def read_meta(folder: str | Path) -> dict:
         return meta
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
+        if "sha256" in meta or meta["format"] != 1:  # format 1 was written without a seal
+            meta = read_sealed(path)
         whole = is_whole(meta)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
@@ -154,13 +156,14 @@ def check_ids(path: Path, tokens: np.ndarray, vocab_size: int, first: int = 0) -
         raise UserError(f"{path}: {where} is beyond the vocabulary of {vocab_size}")
 
 
-def verify_shards(folder: str | Path) -> int:
+def verify_shards(folder: str | Path, part: int = 0, parts: int = 1) -> int:
     """Read every shard: SHA-256 as in meta.json (where it has one), every id in the vocabulary?
 
+    Of several processes, each verifies its part: one shard in `parts`, from number `part` on.
     Returns the number of tokens; raises UserError that names the shard, and for an id its offset.
     """
     folder, meta, total = Path(folder), read_meta(folder), 0
-    for shard in meta["splits"]["train"] + meta["splits"]["val"]:
+    for shard in (meta["splits"]["train"] + meta["splits"]["val"])[part::parts]:
         tokens, path = check_shard(folder, shard), folder / shard["file"]
         if "sha256" in shard and file_sha256(path) != shard["sha256"]:
             raise UserError(f"{path}: damaged (SHA-256 differs)")

@@ -3,6 +3,7 @@
     torchrun nanogpt_lib/train.py                                     quickstart, on this machine
     torchrun nanogpt_lib/train.py shakespeare-char --max-steps 500    a preset and a change
     torchrun nanogpt_lib/train.py --resume --out runs/quickstart      go on where it stopped
+    torchrun --max-restarts=9 nanogpt_lib/train.py --auto-resume      go on by itself after a crash
     torchrun --standalone --nproc_per_node=8 nanogpt_lib/train.py gpt2-124m
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 \
         nanogpt_lib/train.py gpt2-124m --batch-size 32                the same line on both nodes
@@ -16,12 +17,13 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import contextlib
 import math
 import re
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -42,6 +44,7 @@ from nanogpt_lib.config import (
     grad_accum_steps,
     parse_config,
     run_program,
+    seal,
 )
 from nanogpt_lib.device import (
     allow_tf32,
@@ -55,21 +58,31 @@ from nanogpt_lib.device import (
 from nanogpt_lib.distributed import (
     World,
     add_up,
+    clip_gradients,
     own_device,
     process_group,
     read_world,
+    shard_fsdp,
     sync_gradients,
+    unsharded,
     wait_for_all,
     wrap_ddp,
 )
 from nanogpt_lib.evaluation import validation_loss
+from nanogpt_lib.guard import Stopper, claim
 from nanogpt_lib.hellaswag import Item, describe_items, read_items, score_items
 from nanogpt_lib.loader import TokenLoader
-from nanogpt_lib.logbook import RunLog, external_logger, plot_run, read_log
+from nanogpt_lib.logbook import RunLog, external_logger, plot_run, read_log, series
 from nanogpt_lib.model import GPT, GPTConfig, count_parameters
 from nanogpt_lib.optimizer import learning_rate_at, make_optimizer
 from nanogpt_lib.sampling import generate
-from nanogpt_lib.shards import TokenStream, read_meta, write_json
+from nanogpt_lib.shards import (
+    TokenStream,
+    read_meta,
+    verify_shards,
+    write_atomically,
+    write_json,
+)
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_multiple")
@@ -84,7 +97,7 @@ class Run:
     device: torch.device
     dtype: torch.dtype
     tokenizer: GPT2Tokenizer | CharTokenizer
-    raw: GPT  # the plain module: evaluation, samples and checkpoints use it
+    raw: GPT  # the plain module, or sharded: evaluation, samples and checkpoints use it
     model: nn.Module  # the same weights, compiled and wrapped: the training call
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -94,6 +107,9 @@ class Run:
     log: RunLog | None = None  # rank 0 only
     step: int = 0  # updates made so far
     elapsed: float = 0.0  # seconds spent in updates, earlier legs of a resumed run included
+    skipped: int = 0  # updates left out in a row, up to now
+    saved: int = 0  # step of the newest checkpoint
+    val_losses: dict[int, float] = field(default_factory=dict)  # by step; rank 0 only
 
     def say(self, text: str) -> None:
         """Print, on rank 0."""
@@ -106,36 +122,9 @@ class Run:
         return last or (every > 0 and self.step % every == 0)
 
 
-class Stopper:
-    """Notes SIGTERM and Ctrl-C, so that the run can finish its step and save; a second kills."""
-
-    def __init__(self):
-        self.signal = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.note)
-
-    def note(self, number, frame) -> None:
-        """Remember the signal and give the next one its usual effect."""
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
-
-
-def claim_directory(config: TrainConfig) -> None:
-    """Make the run directory; refuse one that holds a run, unless it is to be resumed."""
-    out = Path(config.out)
-    if config.resume:
-        return
-    if (out / "log.jsonl").exists() or checkpoints(out):
-        raise UserError(f"{out}: holds a run; add --resume to continue it, or choose another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be created ({error.strerror})") from error
-
-
 def build_model(config: TrainConfig, vocab_size: int) -> tuple[GPT, dict, Path | None]:
     """The model to begin with and, when resuming, the checkpoint's state and folder."""
-    if config.resume:
+    if config.resume and checkpoints(config.out):  # killed before the first save: begin again
         model, state, folder = load_checkpoint(config.out)
         for name in SHAPE:
             if getattr(config, name) != (saved := getattr(model.config, name)):
@@ -169,6 +158,8 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
     if len(tokenizer.encode(config.sample_prompt)) not in range(1, config.block_size + 1):
         raise UserError(f"--sample-prompt must have 1 to {config.block_size} tokens")
     items = read_items(config.hellaswag_data, tokenizer) if config.hellaswag_every else []
+    if config.verify_data:
+        verify_shards(config.data, world.rank, world.size)
     loader = TokenLoader(
         TokenStream(config.data, "train"),
         config.batch_size,
@@ -181,6 +172,8 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
     val_stream = TokenStream(config.data, "val")
     raw, state, folder = build_model(config, meta["vocab_size"])
     raw.to(device).train()
+    if config.parallel == "fsdp":
+        shard_fsdp(raw, world, device)
     betas = (config.beta1, config.beta2)
     optimizer = make_optimizer(
         raw, learning_rate=config.learning_rate, weight_decay=config.weight_decay, betas=betas
@@ -188,7 +181,8 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     x = torch.zeros(config.batch_size, config.block_size, dtype=torch.long, device=device)
     model, compiled = compile_model(raw, config.compile, device, x, x, dtype)
-    model = wrap_ddp(model, world, device)
+    if config.parallel == "ddp":
+        model = wrap_ddp(model, world, device)
     run = Run(
         config,
         world,
@@ -204,42 +198,62 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
         items,
     )
     if folder:
-        run.step, run.elapsed = state["step"], state["elapsed"]
-        load_optimizer(folder, optimizer)
-        loader.load_state_dict(state["loader"])
-        scaler.load_state_dict(state["scaler"])
-        run.say(f"resumed from {folder} at step {run.step}")
+        restore(run, state, folder)
+    if add_up([run.step], world, device)[0] != run.step * world.size:
+        raise UserError(
+            f"{config.out}: other checkpoints on other nodes; it must be a shared folder"
+        )
     run.say(f"{count_parameters(raw):,} parameters, {len(loader.stream):,} training tokens")
     run.say(f"{device}, {str(dtype).removeprefix('torch.')}, {compiled}")
+    processes = f"{world.size} processes ({config.parallel})" if world.size > 1 else "1 process"
+    if world.size == 1 and config.parallel == "fsdp":
+        run.say("1 process, nothing to shard: --parallel fsdp changes nothing")
     run.say(
         f"{config.total_batch_size:,} tokens per step = {config.batch_size} rows × "
-        f"{config.block_size} × {world.size} process{'es' * (world.size > 1)} × "
+        f"{config.block_size} × {processes} × "
         f"{grad_accum_steps(config, world.size)} micro-step(s)"
     )
     return run
+
+
+def restore(run: Run, state: dict, folder: Path) -> None:
+    """Put everything but the weights where the checkpoint in `folder` left it."""
+    load_optimizer(folder, run.optimizer)
+    try:
+        run.step = run.saved = int(state["step"])
+        run.elapsed, run.skipped = float(state["elapsed"]), int(state["skipped"])
+        run.loader.load_state_dict(state["loader"])
+        run.scaler.load_state_dict(state["scaler"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{folder}/state.json: not of a run of train.py ({error})") from error
+    run.say(f"resumed from {folder} at step {run.step}")
 
 
 def open_log(run: Run) -> None:
     """Write config.json; open log.jsonl and samples.txt where the run goes on."""
     out, resume_step = Path(run.config.out), run.step if run.config.resume else None
     settings = as_dict(run.config)
-    write_json(out / "config.json", settings)
+    write_json(out / "config.json", seal(settings))
     also = external_logger(run.config.logger, out, settings)
     run.log = RunLog(out / "log.jsonl", resume_step, also)
+    steps, values = series(read_log(out / "log.jsonl"), "val_loss")
+    run.val_losses = dict(zip(steps, values, strict=True))
     samples = out / "samples.txt"
     if samples.exists():  # those of this step and later are drawn again
-        parts = re.split(r"(?m)^(?==== step \d+$)", samples.read_text(encoding="utf-8"))
-        kept = [p for p in parts if p and int(p.split()[2]) < run.step]
-        samples.write_text("".join(kept), encoding="utf-8")
+        parts = re.split(r"(?m)^(?==== step \d+$)", samples.read_text("utf-8", errors="replace"))
+        kept = [
+            p for p in parts if (at := re.match(r"=== step (\d+)", p)) and int(at[1]) < run.step
+        ]
+        write_atomically(samples, "".join(kept).encode("utf-8"))
 
 
-def draw_samples(run: Run) -> str:
+def draw_samples(run: Run, model: GPT) -> str:
     """Two continuations of the prompt, seeded by the step; also appended to samples.txt."""
     config = run.config
     prompt = torch.tensor([run.tokenizer.encode(config.sample_prompt)] * 2, device=run.device)
     generator = torch.Generator(run.device).manual_seed(config.seed + run.step)
     with autocast(run.device, run.dtype):
-        rows = generate(run.raw, prompt, config.sample_tokens, top_k=50, generator=generator)
+        rows = generate(model, prompt, config.sample_tokens, top_k=50, generator=generator)
     text = "\n---\n".join(run.tokenizer.decode(row) for row in rows.tolist())
     with open(Path(config.out) / "samples.txt", "a", encoding="utf-8") as file:
         file.write(f"=== step {run.step}\n{text}\n\n")
@@ -251,29 +265,33 @@ def watch(run: Run) -> None:
     config, where = run.config, dict(world=run.world, device=run.device, dtype=run.dtype)
     if run.due(config.eval_every):
         tokens, rows = config.eval_tokens, config.batch_size
-        loss = validation_loss(run.raw, run.val_stream, tokens=tokens, batch_size=rows, **where)
+        model = unsharded(run.raw, run.device)
+        loss = validation_loss(model, run.val_stream, tokens=tokens, batch_size=rows, **where)
         run.say(f"step {run.step:5d} | validation loss {loss:.4f}")
+        if not math.isfinite(loss):
+            raise UserError(f"step {run.step}: the validation loss is {loss}: the run has diverged")
         if run.log:
             run.log.write(run.step, val_loss=loss)
+            run.val_losses[run.step] = loss
     if run.items and run.due(config.hellaswag_every):
-        scores = score_items(run.raw, run.items, **where)
+        scores = score_items(unsharded(run.raw, run.device), run.items, **where)
         run.say(
             f"step {run.step:5d} | {scores['acc_token']:.4f} right, {describe_items(run.items)}"
         )
         if run.log:
             run.log.write(run.step, hellaswag=scores["acc_token"])
-    if run.world.is_main and run.step and run.due(config.sample_every):
-        run.say(f"step {run.step:5d} | samples\n{draw_samples(run)}")
+    if run.step and run.due(config.sample_every):
+        model = unsharded(run.raw, run.device)  # every rank helps, rank 0 draws
+        if run.world.is_main:
+            run.say(f"step {run.step:5d} | samples\n{draw_samples(run, model)}")
     wait_for_all(run.world)
 
 
-def update(run: Run, lr: float) -> tuple[float, float]:
-    """One optimizer step over total_batch_size tokens; return this rank's loss and the norm."""
+def gradients(run: Run) -> tuple[float, float]:
+    """Gradients over total_batch_size tokens, clipped; return this rank's loss and the norm."""
     config, device = run.config, run.device
     # dropout depends on seed, step and rank alone, so that a resumed run repeats it
     torch.manual_seed((config.seed * 1_000_003 + run.step) * 4096 + run.world.rank)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
     micro_steps = grad_accum_steps(config, run.world.size)
     loss_sum = torch.zeros((), device=device)
     for micro in range(micro_steps):
@@ -288,12 +306,55 @@ def update(run: Run, lr: float) -> tuple[float, float]:
             loss_sum += loss.detach()
             run.scaler.scale(loss).backward()
     run.scaler.unscale_(run.optimizer)
-    limit = config.grad_clip or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), limit)
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
+    norm = clip_gradients(run.model, config.grad_clip or math.inf)
+    return loss_sum.item(), norm.item()  # here the processor waits for the GPU, once per step
+
+
+def update(run: Run, lr: float, stopper: Stopper) -> tuple[float, float, bool]:
+    """One optimizer step; return the loss over all ranks, the gradient norm, and whether to stop.
+
+    A loss or gradient that is not finite changes nothing: it is left out, or ends the run.
+    """
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    world, start = run.world, run.loader.state_dict()
+    loss, norm = gradients(run)
+    bad = [float(rank == world.rank and not math.isfinite(loss)) for rank in range(world.size)]
+    share = [loss / world.size, float(stopper.signal), *bad]
+    loss, stop, *bad = add_up(share, world, run.device)
+    if any(bad) or not (math.isfinite(norm) or searching_scale(run.scaler)):
+        ranks = ", ".join(str(rank) for rank in range(world.size) if bad[rank]) or "each"
+        leave_out(run, f"loss {loss} on rank {ranks}, gradient norm {norm}", start)
+    else:
+        run.scaler.step(run.optimizer)
+        run.skipped = 0
+    if run.scaler.is_enabled():
+        run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    return loss_sum.item(), norm.item()
+    return loss, norm, bool(stop)
+
+
+def searching_scale(scaler: torch.amp.GradScaler) -> bool:
+    """Float16 finds its scale by overflowing now and then, and skips; below 1 it is no search."""
+    return scaler.is_enabled() and scaler.get_scale() >= 1
+
+
+def leave_out(run: Run, what: str, start: dict) -> None:
+    """Make no update; beyond --skip-bad-steps, save what was before it and end the run."""
+    place = f"data: epoch {start['epoch']}, from window {start['position']} on"
+    run.say(f"step {run.step + 1:5d} | left out: {what}; {place}")
+    if run.skipped < run.config.skip_bad_steps:
+        run.skipped += 1
+        return
+    run.loader.load_state_dict(start)
+    if run.step > run.saved:
+        save(run)
+    if not run.world.is_main:  # one line is enough
+        sys.exit(1)
+    raise UserError(
+        f"step {run.step + 1}: {what}; {place}. No update was made of it. Add --resume and a lower "
+        f"--learning-rate, or --skip-bad-steps {run.config.skip_bad_steps + 1}"
+    )
 
 
 def report(run: Run, loss: float, norm: float, lr: float, seconds: float, left: float) -> None:
@@ -301,12 +362,12 @@ def report(run: Run, loss: float, norm: float, lr: float, seconds: float, left: 
     rate = run.config.total_batch_size / seconds
     peak = peak_flops(run.device)
     mfu = flops_per_token(run.raw) * rate / (peak * run.world.size) if peak else None
-    if run.log:
+    if run.log:  # JSON knows no NaN: a step that was left out has null
         run.log.write(
             run.step,
-            train_loss=loss,
+            train_loss=loss if math.isfinite(loss) else None,
             lr=lr,
-            grad_norm=norm,
+            grad_norm=norm if math.isfinite(norm) else None,
             tokens_per_sec=round(rate, 1),
             mfu=mfu and round(mfu, 4),
             seconds=round(run.elapsed, 4),
@@ -321,23 +382,25 @@ def report(run: Run, loss: float, norm: float, lr: float, seconds: float, left: 
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint, on rank 0: all there is to know, so that the run can go on from it."""
-    if not run.world.is_main:
-        return
+    """Write a checkpoint: all there is to know, so that the run can go on from it."""
+    run.saved = run.step
+    if run.world.is_main and not (Path(run.config.out) / "log.jsonl").exists():
+        raise UserError(f"{run.config.out}: the run directory is gone; nothing can be saved")
     state = {
         "train_config": as_dict(run.config),
         "tokenizer": run.tokenizer.describe(),
         "loader": run.loader.state_dict(),
         "scaler": run.scaler.state_dict(),
         "elapsed": run.elapsed,
+        "skipped": run.skipped,
     }
-    keep = run.config.keep_checkpoints
-    save_checkpoint(run.config.out, run.step, run.raw, run.optimizer, state, keep=keep)
+    how = dict(keep=run.config.keep_checkpoints, val_losses=run.val_losses, world=run.world)
+    save_checkpoint(run.config.out, run.step, run.raw, run.optimizer, state, **how)
 
 
-def train(run: Run) -> int:
+def train(run: Run, stopper: Stopper) -> int:
     """The loop: watch, update, report, save, until max_steps; return the exit status."""
-    config, stopper = run.config, Stopper()
+    config = run.config
     first_step, first_elapsed = run.step, run.elapsed
     while True:
         watch(run)
@@ -351,12 +414,8 @@ def train(run: Run) -> int:
             warmup_steps=config.warmup_steps,
             max_steps=config.max_steps,
         )
-        loss, norm = update(run, lr)
-        share = [loss / run.world.size, float(stopper.signal)]
-        loss, stop = add_up(share, run.world, run.device)
+        loss, norm, stop = update(run, lr, stopper)
         seconds = time.perf_counter() - start
-        if not math.isfinite(loss):
-            raise UserError(f"the loss became {loss} at step {run.step + 1} (gradient norm {norm})")
         run.step += 1
         run.elapsed += seconds
         pace = (run.elapsed - first_elapsed) / (run.step - first_step)
@@ -382,14 +441,16 @@ def main(argv: list[str] | None = None) -> int:
     device = own_device(detect_device(config.device), world)
     grad_accum_steps(config, world.size)
     meta = read_meta(config.data)
-    if world.is_main:
-        claim_directory(config)
-    with process_group(world, device):
+    lock = claim(config.out, config.resume) if world.is_main else contextlib.nullcontext()
+    with lock, process_group(world, device):
         run = prepare(config, world, device, meta)
-        if world.is_main:
-            open_log(run)
         try:
-            return train(run)
+            if world.is_main:
+                open_log(run)
+            with Stopper() as stopper:
+                return train(run, stopper)
+        except OSError as error:  # a full disk, mostly
+            raise UserError(f"{config.out}: {error}; --resume goes on from there") from error
         except torch.OutOfMemoryError as error:
             rows = max(1, config.batch_size // 2)
             raise UserError(

@@ -19,8 +19,7 @@ TINY = (
 ).split()
 
 
-@pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory) -> Path:
+def write_tiny_data(folder: Path) -> Path:
     """A dataset of characters: English with a rhythm that a small model can learn."""
     from nanogpt_lib.shards import write_splits
     from nanogpt_lib.tokenizer import CharTokenizer
@@ -36,9 +35,14 @@ def tiny_data(tmp_path_factory) -> Path:
         "tokenizer": tokenizer.describe(),
         "vocab_size": tokenizer.vocab_size,
     }
-    folder = tmp_path_factory.mktemp("data") / "tiny"
     write_splits(folder, meta, ids[:-3000], ids[-3000:])
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """The dataset of `write_tiny_data`."""
+    return write_tiny_data(tmp_path_factory.mktemp("data") / "tiny")
 
 
 def program(*args, ranks: int = 0, cwd: Path | None = None, timeout: float = 300):
@@ -59,7 +63,7 @@ def program(*args, ranks: int = 0, cwd: Path | None = None, timeout: float = 300
 
 def log_of(out: Path) -> list[dict]:
     """The records of a run's log without what a clock says."""
-    clock = ("tokens_per_sec", "mfu", "seconds")
+    clock = ("crc", "tokens_per_sec", "mfu", "seconds")
     lines = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
 

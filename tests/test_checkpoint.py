@@ -24,7 +24,7 @@ from nanogpt_lib.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from nanogpt_lib.config import UserError
+from nanogpt_lib.config import UserError, read_sealed, seal
 from nanogpt_lib.loader import TokenLoader
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.optimizer import make_optimizer
@@ -54,6 +54,11 @@ def run_with(out, *steps, **how):
     for step in steps:
         save_checkpoint(out, step, model, optimizer, STATE, **how)
     return model
+
+
+def forge(path, **changes):
+    """Change a state.json as someone would who can also compute its seal."""
+    path.write_text(json.dumps(seal({**read_sealed(path), **changes})))
 
 
 def same(a, b):
@@ -189,6 +194,27 @@ def test_one_flipped_bit_is_found(tmp_path, file):
     assert newest_checkpoint(tmp_path)[0].name == "step_000001"
 
 
+def test_a_number_changed_in_the_state_is_found(tmp_path):
+    run_with(tmp_path, 1)
+    path = checkpoints(tmp_path)[0] / "state.json"
+    before = path.read_text()
+    assert '"n_layer": 2' in before and read_state(path.parent)["step"] == 1
+    path.write_text(before.replace('"n_layer": 2', '"n_layer": 3'))
+    with pytest.raises(UserError, match="state.json: damaged"):
+        read_state(path.parent)
+
+
+def test_an_optimizer_of_other_parameters_is_one_line(tmp_path):
+    model, optimizer = tiny()
+    idx = torch.zeros(1, 4, dtype=torch.long)
+    model(idx, idx)[1].backward()
+    optimizer.step()
+    folder = save_checkpoint(tmp_path, 1, model, optimizer, STATE)
+    for changes in ({"n_embd": 16}, {"n_layer": 1}):
+        with pytest.raises(UserError, match="optimizer.safetensors: does not fit the model"):
+            load_optimizer(folder, tiny(**changes)[1])
+
+
 def test_a_half_written_folder_is_no_checkpoint_and_goes_with_the_next_save(tmp_path):
     run_with(tmp_path, 1)
     folder = tmp_path / "checkpoints"
@@ -207,27 +233,28 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_is_saved_again(tmp_path)
     assert newest_checkpoint(tmp_path)[0].name == "step_000002"
 
 
-def test_a_full_disk_is_one_line_and_the_older_checkpoint_stays(tmp_path, monkeypatch):
-    run_with(tmp_path, 1)
-
-    def full(tensors, path):
-        path.write_bytes(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(UserError, match="step_000002: cannot be saved .*No space left") as error:
-        run_with(tmp_path, 2)
-    assert "\n" not in str(error.value)
-    assert names(tmp_path) == ["step_000001"]
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_000001"]
-
-
 def test_the_newest_are_kept_in_the_order_of_their_steps(tmp_path):
     run_with(tmp_path, 8, 999_999, 1_000_000, keep=2)
     assert names(tmp_path) == ["step_999999", "step_1000000"]
     assert newest_checkpoint(tmp_path)[1]["step"] == 1_000_000
     run_with(tmp_path / "all", 1, 2, 3, keep=0)
     assert len(names(tmp_path / "all")) == 3
+
+
+def test_the_best_is_kept_however_old(tmp_path):
+    run_with(tmp_path, 1, 2, 3, 4, 5, keep=1, val_losses={1: 3.0, 2: 2.0, 4: 2.5, 6: 1.0})
+    assert names(tmp_path) == ["step_000002", "step_000005"]
+    run_with(tmp_path, 6, 7, keep=1, val_losses={2: 2.0, 6: 1.0})
+    assert names(tmp_path) == ["step_000006", "step_000007"]
+    assert load_model(str(tmp_path / "checkpoints/step_000006"))[1].vocab_size == 10
+
+
+def test_older_ones_go_only_after_the_new_one_is_whole(tmp_path, monkeypatch):
+    run_with(tmp_path, 1, 2, keep=2)
+    monkeypatch.setattr(checkpoint, "write_json", lambda *a: (_ for _ in ()).throw(OSError(28, "")))
+    with pytest.raises(UserError, match="the older ones are whole"):
+        run_with(tmp_path, 3, keep=1)
+    assert names(tmp_path) == ["step_000001", "step_000002"]
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -255,9 +282,9 @@ def test_loading_never_unpickles(tmp_path):
     assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".safetensors", ".safetensors"]
     path = folder / "model.safetensors"
     path.write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
-    state = json.loads((folder / "state.json").read_text())
-    state["files"][path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    (folder / "state.json").write_text(json.dumps(state))
+    files = read_sealed(folder / "state.json")["files"]
+    files[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    forge(folder / "state.json", files=files)
     with pytest.raises(UserError, match="weights and state.json do not fit together"):
         load_checkpoint(tmp_path)
     assert not (tmp_path / "exploded").exists()
@@ -274,7 +301,7 @@ def test_loading_never_unpickles(tmp_path):
 def test_a_foreign_state_is_refused(tmp_path, change, message):
     run_with(tmp_path, 1)
     path = checkpoints(tmp_path)[0] / "state.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    forge(path, **change)
     with pytest.raises(UserError, match=message):
         read_state(path.parent)
     path.write_bytes(b"\xff\xfe not text")
@@ -286,9 +313,7 @@ def test_a_foreign_state_is_refused(tmp_path, change, message):
 def test_weights_that_do_not_fit_the_state_are_one_line(tmp_path, change):
     run_with(tmp_path, 1)
     path = checkpoints(tmp_path)[0] / "state.json"
-    state = json.loads(path.read_text())
-    state["model_config"] |= change
-    path.write_text(json.dumps(state))
+    forge(path, model_config=read_sealed(path)["model_config"] | change)
     with pytest.raises(UserError, match="do not fit together") as error:
         load_checkpoint(tmp_path)
     assert "\n" not in str(error.value)

@@ -18,10 +18,13 @@ from nanogpt_lib.config import UserError
 from nanogpt_lib.distributed import (
     World,
     add_up,
+    collect,
     own_device,
     process_group,
     read_world,
+    shard_fsdp,
     sync_gradients,
+    unsharded,
     wait_for_all,
     wrap_ddp,
 )
@@ -32,8 +35,10 @@ import sys
 import torch
 import torch.distributed as dist
 from nanogpt_lib.distributed import *
+from nanogpt_lib.evaluation import validation_loss
 from nanogpt_lib.loader import TokenLoader
 from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.optimizer import make_optimizer
 from nanogpt_lib.shards import TokenStream
 
 CPU = torch.device("cpu")
@@ -63,6 +68,23 @@ def train(wrapped, model, steps):
         wrapped(x, y)[1].backward()
         optimizer.step()
     return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def adam(wrapped, model, rows, scaler, limit=0.5):
+    # three clipped updates of two micro-steps each, of rows(micro); norms and losses
+    optimizer, saw = make_optimizer(model, learning_rate=1e-2), []
+    for step in range(3):
+        for micro in range(2):
+            x, y = rows(micro)
+            with sync_gradients(wrapped, sync=micro == 1):
+                loss = wrapped(x, y)[1] / 2
+                scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        saw.append([clip_gradients(wrapped, limit).item(), loss.item()])
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    return torch.tensor(saw), optimizer
 """
 
 PROGRAM = (
@@ -104,6 +126,39 @@ with contextlib.suppress(KeyError), process_group(world, CPU):
         TokenStream(data, "train"), 2, 8, rank=world.rank, world_size=2, shuffle=False
     )
     saw["windows"] = [loader.next_batch()[0][:, 0].tolist() for _ in range(60)]
+
+    def share(micro):
+        rows = slice(4 * micro + 2 * world.rank, 4 * micro + 2 * world.rank + 2)
+        return x[rows], y[rows]
+
+    for name, scale in (("plain", None), ("scaled", 1024.0)):
+        scaler = torch.amp.GradScaler("cpu", enabled=scale is not None, init_scale=scale or 1.0)
+        model, x, y = model_and_rows()
+        shard_fsdp(model, world, CPU)
+        numbers, optimizer = adam(model, model, share, scaler)
+        weights = collect(dict(model.named_parameters()), world)
+        saw["fsdp " + name] = numbers, weights
+    model(x, y)[1].backward()  # now let a number overflow in the part of one rank alone
+    if world.rank == 1:
+        model.lm_head.weight.grad.to_local()[0, 0] = torch.inf
+    before = [p.to_local().clone() for p in model.parameters()]
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    after = [p.to_local() for p in model.parameters()]
+    saw["skipped"] = scaler.get_scale(), all(map(torch.equal, before, after))
+    saw["held"] = sum(p.to_local().numel() for p in model.parameters())
+    moments = {i: s["exp_avg"] for i, s in optimizer.state_dict()["state"].items()}
+    saw["moments held"] = sum(m.to_local().numel() for m in moments.values())
+    plain, stream = unsharded(model, CPU), TokenStream(data, "train")
+    if world.is_main:  # no other rank takes part
+        saw["alone"] = plain.head(plain.hidden_states(x))
+    saw["uneven"] = validation_loss(plain, stream, tokens=5 * 8, batch_size=1, world=world)
+    saw["whole"] = {n: full_tensor(p.detach()) for n, p in model.named_parameters()}
+    mine = [p.detach() for p in model.parameters()]
+    again = [part_of(full_tensor(p), p) for p in mine]
+    saw["cut"] = all(torch.equal(a.to_local(), p.to_local()) for a, p in zip(again, mine))
+    saw["bytes"] = sum(a.to_local().untyped_storage().nbytes() for a in again)
 
     saw["sums"] = add_up([0.1, 2.0**60 + world.rank, float(world.rank)], world, CPU)
     wait_for_all(world)
@@ -226,6 +281,52 @@ def test_every_rank_reads_as_many_batches_of_an_epoch_and_no_window_is_read_twic
     assert starts == [8 * w % 16 for w in range(240)]
 
 
+@pytest.mark.parametrize("name", ["plain", "scaled"])
+def test_sharded_accumulated_clipped_updates_equal_one_process(name, ranks, reference):
+    model, x, y = reference["model_and_rows"]()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    rows = [(x[:4], y[:4]), (x[4:], y[4:])]
+    numbers, _ = reference["adam"](model, model, rows.__getitem__, scaler)
+    weights = dict(model.named_parameters())
+    found = [saw["fsdp " + name][0] for saw in ranks]
+    for theirs in found:
+        torch.testing.assert_close(theirs[:, 0], numbers[:, 0], atol=1e-5, rtol=0)  # norms
+    losses = (found[0] + found[1])[:, 1] / 2
+    torch.testing.assert_close(losses, numbers[:, 1], atol=1e-5, rtol=0)
+    collected, nothing = (saw["fsdp " + name][1] for saw in ranks)
+    assert nothing == {} and collected.keys() == weights.keys()
+    for key, weight in weights.items():
+        torch.testing.assert_close(collected[key], weight.detach(), atol=1e-5, rtol=0)
+
+
+def test_an_overflow_in_the_part_of_one_rank_makes_all_skip_the_update(ranks):
+    assert [saw["skipped"] for saw in ranks] == [(512.0, True), (512.0, True)]
+
+
+def test_each_rank_holds_its_share_and_makes_it_whole_again(ranks, reference):
+    model, _, _ = reference["model_and_rows"]()
+    total = sum(p.numel() for p in model.parameters())
+    assert [saw["held"] for saw in ranks] == [saw["moments held"] for saw in ranks]
+    assert sum(saw["held"] for saw in ranks) == total
+    assert max(saw["held"] for saw in ranks) < 0.6 * total
+    assert all(saw["cut"] for saw in ranks)
+    assert [saw["bytes"] for saw in ranks] == [4 * saw["held"] for saw in ranks]
+    for name, tensor in ranks[0]["whole"].items():
+        assert torch.equal(tensor, ranks[1]["whole"][name])
+
+
+def test_a_plain_copy_of_sharded_weights_serves_ranks_that_do_unequal_work(
+    ranks, reference, numbers
+):
+    """Five windows over two ranks: a sharded forward pass would wait for ever."""
+    model, x, _ = reference["model_and_rows"]()
+    model.load_state_dict(ranks[0]["whole"], strict=False)  # lm_head is wte
+    torch.testing.assert_close(ranks[0]["alone"], model.head(model.hidden_states(x)))
+    stream = reference["TokenStream"](numbers, "train")
+    loss = reference["validation_loss"](model, stream, tokens=5 * 8, batch_size=1)
+    assert [saw["uneven"] for saw in ranks] == pytest.approx([loss, loss], abs=1e-6)
+
+
 def test_sums_over_processes_are_float64_and_the_same_everywhere(ranks):
     assert ranks[0]["sums"] == ranks[1]["sums"] == [0.2, 2.0**61, 1.0]
 
@@ -248,6 +349,9 @@ def test_without_torchrun_there_is_one_process_and_nothing_to_wait_for(monkeypat
         assert not torch.distributed.is_initialized()
         assert wrap_ddp(model, world, cpu) is model
         assert isinstance(sync_gradients(model, sync=False), contextlib.nullcontext)
+        shard_fsdp(model, world, cpu)
+        assert unsharded(model, cpu) is model and type(model) is torch.nn.Linear
+        assert collect(model.state_dict(), world).keys() == model.state_dict().keys()
         assert add_up([0.1, 3.0], world, cpu) == [0.1, 3.0]
         wait_for_all(world)
     assert own_device(cpu, World(3, 3, 8)) == cpu
@@ -272,3 +376,9 @@ def test_more_processes_than_gpus_is_said_in_one_line(monkeypatch):
     assert own_device(torch.device("cuda:1"), World(7, 7, 8)) == torch.device("cuda:1")
     with pytest.raises(UserError, match="more than the 4 GPU"):
         own_device(torch.device("cuda"), World(4, 4, 8))
+
+
+def test_sharding_on_a_gpu_without_nccl_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    with pytest.raises(UserError, match="fsdp on cuda needs NCCL; take --parallel ddp"):
+        shard_fsdp(torch.nn.Linear(2, 2), World(0, 0, 2), torch.device("cuda:0"))

@@ -159,7 +159,7 @@ for name in sys.argv[1:]:
 def test_modules_import_only_from_lower_floors():
     floors = [
         {"config"},
-        {"pretrained", "tokenizer", "optimizer", "device", "distributed", "shards"},
+        {"pretrained", "tokenizer", "optimizer", "device", "distributed", "shards", "guard"},
         {"model", "loader", "prepare"},
         {"checkpoint", "logbook", "evaluation", "hellaswag", "sampling"},
         {"train", "sample", "bench"},

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,11 +24,6 @@ from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 def losses(records: list[dict], name: str = "train_loss") -> list[float]:
     return [r[name] for r in records if name in r]
-
-
-def same_files(a: Path, b: Path) -> None:
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
 def test_a_run_leaves_config_log_checkpoints_samples_and_plot(tiny_run):
@@ -76,26 +70,9 @@ def test_two_processes_and_any_micro_batch_give_the_same_losses(tiny_data, tmp_p
     assert losses(logs[0])[-1] < losses(logs[0])[0] - 0.3  # and it learns
 
 
-def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tiny_data, tmp_path):
-    flags = [*TINY, "--data", tiny_data, "--dropout", "0.1", "--max-steps", "40"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert train.main([*map(str, flags), "--out", str(whole)]) == 0
-    command = [sys.executable, str(ROOT / "nanogpt_lib/train.py"), *map(str, flags)]
-    process = subprocess.Popen([*command, "--out", str(killed)], stdout=subprocess.DEVNULL)
-    while len(checkpoints(killed)) < 3 and process.poll() is None:
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
-    assert checkpoints(killed)[-1].name < "step_000040", "it finished before it could be killed"
-    assert train.main(["--resume", "--out", str(killed)]) == 0
-    assert log_of(killed) == log_of(whole)
-    same_files(checkpoints(whole)[-1], checkpoints(killed)[-1])
-    samples = [(out / "samples.txt").read_text(encoding="utf-8") for out in (whole, killed)]
-    assert samples[0] == samples[1]
-
-
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that a program can catch")
-def test_sigterm_finishes_the_step_saves_and_exits_143(tiny_data, tmp_path):
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_finishes_the_step_and_saves(tiny_data, tmp_path, number, status):
     out = tmp_path / "run"
     flags = [*TINY, "--data", tiny_data, "--max-steps", "100000", "--save-every", "0"]
     command = [sys.executable, str(ROOT / "nanogpt_lib/train.py"), *map(str, flags)]
@@ -103,9 +80,9 @@ def test_sigterm_finishes_the_step_saves_and_exits_143(tiny_data, tmp_path):
     while not (out / "log.jsonl").exists() or len(read_log(out / "log.jsonl")) < 3:
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     stdout, _ = process.communicate(timeout=60)
-    assert process.returncode == 143 and "--resume" in stdout
+    assert process.returncode == status and "--resume" in stdout
     last = losses(log_of(out), "step")[-1]
     assert [p.name for p in checkpoints(out)] == [f"step_{last:06d}"]
 
@@ -194,7 +171,7 @@ def test_the_124m_configuration_takes_real_steps_with_gpt2_tokens(fox, tmp_path)
 BAD = {
     "unknown flag": (["--no-such-flag", "3"], "unrecognized arguments: --no-such-flag"),
     "not a number": (["--max-steps", "many"], "invalid int value: 'many'"),
-    "negative": (["--dropout", "-0.5"], "--dropout must not be negative"),
+    "negative": (["--dropout", "-0.5"], "--dropout must be from 0"),
     "zero steps": (["--max-steps", "0"], "--max-steps must be greater than 0"),
     "heads": (["--n-embd", "30", "--n-head", "4"], "cannot be divided by --n-head 4"),
     "tokens per step": (["--total-batch-size", "1000"], "the nearest that can is 1024"),
@@ -267,9 +244,3 @@ def test_resume_refuses_another_shape_and_a_run_without_whole_checkpoint(tiny_ru
         weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(UserError, match="no whole checkpoint"):
         train.main(["--resume", "--out", str(out)])
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, tmp_path):
-    flags = [*TINY, "--data", str(tiny_data), "--out", str(tmp_path / "run"), "--grad-clip", "0"]
-    with pytest.raises(UserError, match="the loss became"):
-        train.main([*flags, "--learning-rate", "1e30", "--warmup-steps", "0", "--max-steps", "50"])

@@ -1,0 +1,92 @@
+"""Keep a run directory to one run, and end in good order when asked to.
+
+Exported from notebooks/09_hellaswag.ipynb; edit the notebook, not this file.
+"""
+
+import errno
+import os
+import platform
+import signal
+import time
+from pathlib import Path
+
+from nanogpt_lib.config import UserError
+
+
+def lock_byte(handle: int) -> None:
+    """Lock one byte of an open file, far behind its text; raises OSError if another process has."""
+    if os.name == "nt":
+        import msvcrt
+
+        os.lseek(handle, 2**30, os.SEEK_SET)
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 2**30)
+
+
+def lock_run(out: Path):
+    """Lock a run directory until the returned file is closed or this process ends, however.
+
+    Raises UserError that names the process which holds it. A file system without locks (some
+    network ones) is used without.
+    """
+    try:
+        file = open(out / "lock", "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from error
+    try:
+        lock_byte(file.fileno())
+    except OSError as error:
+        file.seek(0)
+        holder = file.read(200).strip() or "another process"
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            file.close()
+            raise UserError(f"{out}: in use by {holder}; end that one first") from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+    return file
+
+
+def claim(out: str | Path, resume: bool):
+    """Make the run directory and lock it (see `lock_run`).
+
+    Raises UserError if it holds a run and that is not to be resumed; nothing is touched then.
+    """
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be created ({error.strerror})") from error
+    if not resume and ((out / "log.jsonl").exists() or any(out.glob("checkpoints/step_*"))):
+        raise UserError(f"{out}: holds a run; add --resume to continue it, or choose another --out")
+    return lock_run(out)
+
+
+class Stopper:
+    """While its `with` block lasts, SIGTERM and Ctrl-C are noted in `signal` instead of killing.
+
+    What comes within `passed_on` seconds of the first is the same wish on another way (Slurm and
+    torchrun both signal every process). A later one leaves at once, with the customary status.
+    """
+
+    def __init__(self, passed_on: float = 5.0):
+        self.signal, self.since, self.passed_on = 0, 0.0, passed_on
+
+    def note(self, number: int, frame) -> None:
+        """Remember the first signal; leave if one is repeated later."""
+        now = time.monotonic()
+        if self.signal and now - self.since > self.passed_on:
+            os._exit(128 + number)
+        if not self.signal:
+            self.signal, self.since = int(number), now
+
+    def __enter__(self):
+        self.before = {n: signal.signal(n, self.note) for n in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

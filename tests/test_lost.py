@@ -1,0 +1,358 @@
+"""Nothing is lost: kills, signals, full disks, damaged and hostile files, a loss that is NaN.
+
+The long campaigns are `make torture`; here are a few of their kills and a slice of their damage.
+"""
+
+import gc
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fuzz
+import numpy as np
+import pytest
+import torch
+import torture
+
+from conftest import ROOT, TINY, log_of
+from nanogpt_lib import train
+from nanogpt_lib.checkpoint import checkpoints, load_model, newest_checkpoint
+from nanogpt_lib.config import UserError, as_dict, parse_config
+from nanogpt_lib.guard import claim
+from nanogpt_lib.logbook import read_log
+
+posix = pytest.mark.skipif(os.name == "nt", reason="signals and limits of POSIX")
+
+
+def flags(data, out, *more) -> list[str]:
+    return [*TINY, "--data", str(data), "--out", str(out), *map(str, more)]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def same_end(a: Path, b: Path) -> None:
+    assert log_of(a) == log_of(b)
+    assert weights(checkpoints(a)[-1]) == weights(checkpoints(b)[-1])
+
+
+# --- kills and signals --------------------------------------------------------------------------
+
+
+@posix
+def test_killed_at_random_moments_a_run_ends_as_if_undisturbed(tmp_path):
+    count = torture.Count()
+    torture.campaign(tmp_path, kills=2, ranks=1, seed=4, count=count)
+    assert sum(count.kills.values()) == 2 and max(count.repeated) <= torture.SAVE_EVERY
+
+
+@posix
+def test_torchrun_told_to_end_saves_once_and_leaves_no_process(tiny_data, tmp_path):
+    rng = np.random.default_rng(0)
+    run = torture.Ordeal(tiny_data, tmp_path / "run", 2, rng, torture.Count())
+    run.start("--max-steps", "100000", "--save-every", "0")
+    assert run.wait_until(lambda: run.logged() >= 3)
+    workers = run.workers()
+    for pid in (run.process.pid, *workers):  # as Slurm does: every process, and torchrun passes on
+        os.kill(pid, signal.SIGTERM)
+    assert run.process.wait(timeout=60) != 0
+    for pid in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    folder, state = newest_checkpoint(run.out)
+    assert len(checkpoints(run.out)) == 1 and state["step"] == run.logged() >= 3
+    assert run.said().count("stopped after step") == 1
+
+
+@posix
+def test_a_signal_passed_on_twice_is_one_and_a_later_one_leaves_at_once():
+    code = (
+        "import time; from nanogpt_lib.guard import Stopper\n"
+        "with Stopper(passed_on=0.5) as stopper:\n"
+        "    print('ready', flush=True)\n"
+        "    while True:\n"
+        "        time.sleep(0.01)\n"
+        "        print(stopper.signal, flush=True)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+    assert child.stdout.readline() == b"ready\n"
+    child.send_signal(signal.SIGTERM)
+    while child.stdout.readline() != b"15\n":
+        pass
+    child.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert child.poll() is None
+    time.sleep(0.5)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=10) == 130
+
+
+@posix
+def test_one_rank_that_fails_ends_all_with_its_message_and_a_restart_goes_on(tiny_data, tmp_path):
+    script, out = tmp_path / "failing.py", tmp_path / "run"
+    script.write_text(
+        "import os, sys\n"
+        "from nanogpt_lib import train\n"
+        "from nanogpt_lib.config import UserError, run_program\n"
+        "gradients = train.gradients\n"
+        "first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
+        "def fail(run):\n"
+        "    if first and run.step == 3 and run.world.rank == 1:\n"
+        "        raise UserError('rank 1 has had enough')\n"
+        "    return gradients(run)\n"
+        "train.gradients = fail\n"
+        "run_program('train.py', train.main)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["--max-restarts=1", str(script), *flags(tiny_data, out, "--auto-resume")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT)
+    assert "train.py: rank 1 has had enough" in done.stderr
+    assert done.returncode == 0 and "step_000002 at step 2" in done.stdout
+    steps = [r["step"] for r in read_log(out / "log.jsonl") if "train_loss" in r]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+# --- disks and directories ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that makes (or remakes) a file system with given mount options."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(options: str) -> Path:
+        line = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        if not shutil.which("mount") or subprocess.run(line, capture_output=True).returncode:
+            pytest.skip("no right to mount")
+        return place
+
+    yield mount
+    subprocess.run(["umount", "-l", str(place)], capture_output=True)
+
+
+@posix
+def test_on_a_full_disk_the_run_ends_in_one_line_and_goes_on_with_more_room(
+    tiny_data, tmp_path, small_disk
+):
+    whole, full = tmp_path / "whole", small_disk("size=420k") / "run"
+    assert train.main(flags(tiny_data, whole)) == 0
+    with pytest.raises(UserError, match="cannot be saved .*No space left.*older ones are whole"):
+        train.main(flags(tiny_data, full))
+    left = sorted(p.name for p in (full / "checkpoints").iterdir())
+    assert left == [p.name for p in checkpoints(full)] and newest_checkpoint(full)[0].name in left
+    small_disk("remount,size=4m")
+    assert train.main(["--resume", "--out", str(full)]) == 0
+    same_end(whole, full)
+    gc.collect()  # the log of the run that failed is open until then
+    small_disk("remount,ro")
+    with pytest.raises(UserError, match="cannot be written .Read-only file system"):
+        train.main(["--resume", "--out", str(full)])
+    with pytest.raises(UserError, match="cannot be created .Read-only file system"):
+        train.main(flags(tiny_data, full.parent / "other"))
+
+
+@posix
+def test_a_file_that_may_not_grow_is_one_line_too(tiny_data, tmp_path):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for limit, message in (
+            (100_000, "cannot be saved .*File too large"),
+            (400, "/400: .*File too large"),
+        ):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            with pytest.raises(UserError, match=message):
+                train.main(flags(tiny_data, tmp_path / str(limit), "--log-every", "9"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_in_place_of_the_run_directory_is_named(tiny_data, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in ("file", "file/run"):
+        with pytest.raises(UserError, match="cannot be created"):
+            train.main(flags(tiny_data, tmp_path / out))
+
+
+def test_a_run_directory_that_vanishes_ends_the_run(tiny_data, tmp_path, monkeypatch):
+    report = train.report
+
+    def vanish(run, *args, **kwargs):
+        report(run, *args, **kwargs)
+        if run.step == 3:
+            shutil.rmtree(run.config.out)
+
+    monkeypatch.setattr(train, "report", vanish)
+    with pytest.raises(UserError, match="the run directory is gone"):
+        train.main(flags(tiny_data, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_shard_is_found_before_the_first_step(tiny_data, tmp_path):
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    shard = data / "train_000000.npy"
+    content = bytearray(shard.read_bytes())
+    content[5000] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match="train_000000.npy: damaged"):
+        train.main(flags(data, tmp_path / "run"))
+    assert not (tmp_path / "run/log.jsonl").exists()
+    assert train.main(flags(data, tmp_path / "run", "--no-verify-data", "--max-steps", "1")) == 0
+
+
+# --- one run per directory ----------------------------------------------------------------------
+
+
+def test_a_second_run_on_one_directory_is_refused_until_the_first_is_dead(tiny_run, tmp_path):
+    out = shutil.copytree(tiny_run, tmp_path / "run")
+    code = f"""
+import time; from nanogpt_lib.guard import claim
+lock = claim({str(out)!r}, resume=True)
+print("locked", flush=True); time.sleep(60)"""
+    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+    assert first.stdout.readline().strip() == b"locked"
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    with pytest.raises(UserError, match=f"in use by process {first.pid} on .*; end that one first"):
+        train.main(["--resume", "--out", str(out)])
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+    first.kill()
+    first.wait()
+    assert train.main(["--resume", "--out", str(out)]) == 0
+    claim(out, resume=True).close()  # free again
+
+
+def test_one_command_line_both_starts_and_continues(tiny_data, tmp_path, capsys, monkeypatch):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert train.main(flags(tiny_data, whole)) == 0
+    command = flags(tiny_data, out, "--auto-resume")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(train, "report", lambda run, *a, **k: 1 / (4 - run.step))
+        train.main(command)
+    assert "resumed" not in capsys.readouterr().out
+    assert train.main(command) == 0
+    assert "step_000002 at step 2" in capsys.readouterr().out
+    assert weights(checkpoints(out)[-1]) == weights(checkpoints(whole)[-1])
+
+
+def test_killed_before_its_first_checkpoint_a_run_begins_again(tiny_data, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert train.main(flags(tiny_data, whole)) == 0
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "checkpoints")
+    assert train.main(["--resume", "--out", str(out)]) == 0
+    same_end(whole, out)
+
+
+def test_a_damaged_config_is_read_from_a_checkpoint_instead(tiny_run, tmp_path):
+    out = shutil.copytree(tiny_run, tmp_path / "run")
+    expected = as_dict(parse_config(["--resume", "--out", str(out)]))
+    text = (out / "config.json").read_text()
+    (out / "config.json").write_text(text.replace('"n_layer": 1', '"n_layer": 2'))
+    assert as_dict(parse_config(["--resume", "--out", str(out)])) == expected
+    for folder in checkpoints(out):
+        (folder / "state.json").unlink()
+    with pytest.raises(UserError, match="config.json: damaged"):
+        parse_config(["--resume", "--out", str(out)])
+
+
+def test_the_best_and_the_newest_checkpoint_are_kept(tiny_data, tmp_path):
+    rising = ("--learning-rate", "0.5", "--save-every", "1", "--eval-every", "1")
+    assert train.main(flags(tiny_data, tmp_path, *rising, "--keep-checkpoints", "1")) == 0
+    losses = {r["step"]: r["val_loss"] for r in read_log(tmp_path / "log.jsonl") if "val_loss" in r}
+    best = min(range(1, 6), key=losses.get)
+    assert [p.name for p in checkpoints(tmp_path)] == [f"step_{best:06d}", "step_000006"]
+
+
+# --- a loss that is not a number ----------------------------------------------------------------
+
+
+def bad_at(monkeypatch, *steps, loss=math.nan, norm=1.0):
+    """Let some steps come out with another loss and norm."""
+    gradients = train.gradients
+
+    def changed(run):
+        found = gradients(run)
+        return (loss, norm) if run.step + 1 in steps else found
+
+    monkeypatch.setattr(train, "gradients", changed)
+
+
+@pytest.mark.parametrize("loss, norm", [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan)])
+def test_a_bad_step_ends_the_run_before_it_does_harm(tiny_data, tmp_path, monkeypatch, loss, norm):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert train.main(flags(tiny_data, whole)) == 0
+    with monkeypatch.context() as patch:
+        bad_at(patch, 4, loss=loss, norm=norm)
+        with pytest.raises(UserError) as error:
+            train.main(flags(tiny_data, out))
+    said = str(error.value)
+    assert said.startswith(f"step 4: loss {loss} on rank") and f"gradient norm {norm}" in said
+    assert "epoch 0, from window 24 on" in said  # three steps of 8 windows
+    assert newest_checkpoint(out)[1]["step"] == 3  # saved as it was before the bad step
+    assert train.main(["--resume", "--out", str(out)]) == 0
+    same_end(whole, out)
+
+
+def test_so_many_bad_steps_in_a_row_may_be_left_out(tiny_data, tmp_path, monkeypatch):
+    bad_at(monkeypatch, 2, 4, 5)
+    with pytest.raises(UserError, match="step 5: loss nan"):
+        train.main(flags(tiny_data, tmp_path / "one", "--skip-bad-steps", "1"))
+    assert train.main(flags(tiny_data, tmp_path / "two", "--skip-bad-steps", "2")) == 0
+    records = [r for r in read_log(tmp_path / "two/log.jsonl") if "train_loss" in r]
+    assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
+    assert [r["train_loss"] is None for r in records] == [False, True, False, True, True, False]
+    for line in (tmp_path / "two/log.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_float16_looking_for_its_scale_is_no_bad_step(tiny_data, tmp_path, monkeypatch):
+    # the program refuses float16 on a CPU, where it is slow; here the arithmetic is what counts
+    monkeypatch.setattr(train, "choose_dtype", lambda device, wanted: torch.float16)
+    bad_at(monkeypatch, 1, loss=3.0, norm=math.inf)
+    assert train.main(flags(tiny_data, tmp_path / "run")) == 0
+    monkeypatch.setattr(train.torch.amp.GradScaler, "get_scale", lambda scaler: 0.5)
+    with pytest.raises(UserError, match="gradient norm inf"):
+        train.main(flags(tiny_data, tmp_path / "lost"))
+
+
+def test_a_run_that_diverges_says_so(tiny_data, tmp_path):
+    away = ["--learning-rate", "1e12", "--warmup-steps", "0", "--grad-clip", "0"]
+    with pytest.raises(UserError, match="nan|inf"):
+        train.main(flags(tiny_data, tmp_path / "run", *away, "--max-steps", "50"))
+
+
+# --- damage and bad words -----------------------------------------------------------------------
+
+
+def test_a_pickle_given_as_a_checkpoint_is_refused_and_not_run(tmp_path):
+    import pickle
+
+    bomb = pickle.dumps(fuzz.Bomb(tmp_path / "exploded"))
+    (tmp_path / "ckpt.pt").write_bytes(bomb)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/model.safetensors").write_bytes(bomb)
+    (tmp_path / "hf/pytorch_model.bin").write_bytes(bomb)
+    (tmp_path / "hf/config.json").write_text("{}")
+    for source in ("ckpt.pt", "hf"):
+        with pytest.raises(UserError):
+            load_model(str(tmp_path / source))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_damaged_files_are_refused_or_read_right(tmp_path):
+    counts = fuzz.fuzz_files(tmp_path, 300, seed=11)
+    assert sum(counts.values()) == 300 and len({name for name, _ in counts}) == 8
+
+
+def test_command_lines_work_or_are_refused_in_one_line(tmp_path):
+    counts = fuzz.fuzz_lines(tmp_path, 100, seed=11)
+    assert sum(counts.values()) == 100 and counts["train.py", "works"]

@@ -1,0 +1,130 @@
+"""One run through three worlds: one process, two nodes with sharded weights, four processes.
+
+Each leg resumes what the one before has saved. Real torchruns; together they cover world sizes 1, 2
+and 4, two agents joined by a c10d rendezvous, both values of --parallel, and resuming across all.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from conftest import ROOT, TINY, log_of
+from nanogpt_lib import train
+from nanogpt_lib.checkpoint import checkpoints
+from nanogpt_lib.shards import write_splits
+from nanogpt_lib.tokenizer import GPT2Tokenizer
+
+SETTINGS = "--max-steps 6 --save-every 2 --hellaswag-every 4 --sample-every 2 --sample-prompt Hello"
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory) -> list[str]:
+    """Settings for all legs: GPT-2 tokens, five validation windows and five items for two ranks."""
+    folder = tmp_path_factory.mktemp("data")
+    tokenizer = GPT2Tokenizer()
+    ids = np.array(tokenizer.encode("The quick brown fox jumps over the lazy dog, twice. " * 300))
+    meta = {"name": "fox", "source": "test", "tokenizer": tokenizer.describe(), "vocab_size": 50257}
+    write_splits(folder / "fox", meta, ids[:-400], ids[-400:])
+    items = (ROOT / "data/hellaswag_own.jsonl").read_text(encoding="utf-8").splitlines()[:5]
+    (folder / "items.jsonl").write_text("\n".join(items), encoding="utf-8")
+    where = ["--data", str(folder / "fox"), "--hellaswag-data", str(folder / "items.jsonl")]
+    return [*TINY, *SETTINGS.split(), *where, "--eval-tokens", "160"]
+
+
+def torchrun(nodes: int, ranks: int, *args) -> list[str]:
+    """Train under one torchrun per node, all on this machine; what each printed."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}"]
+    command += [f"--nproc-per-node={ranks}", "--rdzv-backend=c10d", "--local-addr=127.0.0.1"]
+    command += [f"--rdzv-endpoint=127.0.0.1:{port}", str(ROOT / "nanogpt_lib/train.py")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if os.name == "nt":
+        env["USE_LIBUV"] = "0"
+    how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    agents = [subprocess.Popen([*command, *map(str, args)], **how) for _ in range(nodes)]
+    try:
+        said = [agent.communicate(timeout=120) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0] * nodes, said
+    return [stdout for stdout, _ in said]
+
+
+def as_it_was(run: Path, step: int, copy: Path) -> Path:
+    """A copy of a run from the moment when it had saved that step."""
+    shutil.copytree(run, copy)
+    for folder in checkpoints(copy):
+        if folder.name > f"step_{step:06d}":
+            shutil.rmtree(folder)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def legs(flags, tmp_path_factory) -> dict[str, Path]:
+    """one: steps 1 to 6. nodes: 3 to 6 of it, sharded. four: 5 and 6 of that, not sharded."""
+    folder, said = tmp_path_factory.mktemp("runs"), {}
+    assert train.main([*flags, "--out", str(folder / "one")]) == 0
+    out = as_it_was(folder / "one", 2, folder / "nodes")
+    said["nodes"] = torchrun(2, 1, "--resume", "--out", out, "--parallel", "fsdp")
+    out = as_it_was(out, 4, folder / "four")
+    said["four"] = torchrun(1, 4, "--resume", "--out", out, "--parallel", "ddp", "--batch-size", 2)
+    for name, outputs in said.items():
+        (folder / name / "stdout.txt").write_text("".join(outputs), encoding="utf-8")
+    return {name: folder / name for name in ("one", "nodes", "four")}
+
+
+def test_two_nodes_joined_by_rendezvous_resume_one_process_and_shard_its_weights(legs):
+    said = (legs["nodes"] / "stdout.txt").read_text(encoding="utf-8")
+    assert "256 tokens per step = 4 rows × 32 × 2 processes (fsdp) × 1 micro-step" in said
+    assert "step_000002 at step 2" in said
+    assert said.count("everything is in") == 1  # one voice on two nodes
+
+
+def test_four_processes_resume_what_two_sharded_ones_saved(legs):
+    said = (legs["four"] / "stdout.txt").read_text(encoding="utf-8")
+    assert "256 tokens per step = 2 rows × 32 × 4 processes (ddp) × 1 micro-step" in said
+    assert "step_000004 at step 4" in said
+
+
+@pytest.mark.parametrize("leg", ["nodes", "four"])
+@pytest.mark.parametrize("kind", ["train_loss", "grad_norm", "lr", "val_loss", "hellaswag"])
+def test_losses_norms_and_scores_do_not_depend_on_the_world(legs, leg, kind):
+    one, other = (
+        {r["step"]: r[kind] for r in log_of(legs[name]) if kind in r} for name in ("one", leg)
+    )
+    assert one.keys() == other.keys() and 6 in one
+    assert other == pytest.approx(one, abs=1e-4)
+    assert kind != "val_loss" or one[6] < one[0] - 0.01  # and it learns
+
+
+@pytest.mark.parametrize("leg", ["nodes", "four"])
+def test_checkpoints_are_the_same_files_whoever_wrote_them(legs, leg):
+    theirs, ours = checkpoints(legs["one"])[-1], checkpoints(legs[leg])[-1]
+    assert theirs.name == ours.name == "step_000006"
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        a, b = load_file(theirs / file), load_file(ours / file)
+        assert a.keys() == b.keys()
+        assert all(a[name].dtype == b[name].dtype for name in a)
+        assert max((a[name] - b[name]).abs().max().item() for name in a) < 1e-4, file
+
+
+@pytest.mark.parametrize("leg", ["nodes", "four"])
+def test_samples_are_the_same_text_in_every_world(legs, leg):
+    texts = [(legs[name] / "samples.txt").read_text(encoding="utf-8") for name in ("one", leg)]
+    assert texts[0] == texts[1] and texts[0].count("=== step") == 3
+
+
+def test_a_single_process_has_nothing_to_shard_and_says_so(flags, tmp_path, capsys):
+    short = [*flags, "--max-steps", "1", "--hellaswag-every", "0", "--save-every", "0"]
+    assert train.main([*short, "--parallel", "fsdp", "--out", str(tmp_path / "run")]) == 0
+    assert "1 process, nothing to shard" in capsys.readouterr().out

@@ -1,0 +1,225 @@
+"""Kill small runs at random moments, and compare what they end in with runs nobody disturbed.
+
+    python tests/torture.py --kills 100 --seed 0
+
+Single processes are killed and started again with the same command; under torchrun one of two
+ranks is killed and --max-restarts does the rest. For POSIX: ps tells which processes there are.
+"""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from conftest import ROOT, log_of, write_tiny_data
+from nanogpt_lib.checkpoint import checkpoints, newest_checkpoint
+
+STEPS, SAVE_EVERY = 20, 2
+# a checkpoint of 10 MB takes longer to write than a step does: many kills fall into a write
+FLAGS = (
+    "--n-layer 4 --n-head 4 --n-embd 128 --block-size 32 --batch-size 4 --total-batch-size 256 "
+    f"--max-steps {STEPS} --warmup-steps 2 --eval-every 4 --eval-tokens 960 --dropout 0.1 "
+    f"--save-every {SAVE_EVERY} --keep-checkpoints 2 --sample-every 4 --sample-tokens 8 "
+    "--device cpu --dtype float32 --log-every 1 --auto-resume"
+).split()
+MOMENTS = ("before the first step", "in a step", "in a checkpoint write", "after the last step")
+
+
+@dataclass
+class Count:
+    """What a campaign counts."""
+
+    kills: Counter = field(default_factory=Counter)  # by (ranks, moment)
+    repeated: list[int] = field(default_factory=list)  # steps that a kill made necessary again
+    recovery: list[float] = field(default_factory=list)  # seconds from a kill to the next step
+    runs: int = 0
+
+
+@dataclass
+class Ordeal:
+    """One run that is killed again and again."""
+
+    data: Path
+    out: Path
+    ranks: int
+    rng: np.random.Generator
+    count: Count
+    process: subprocess.Popen | None = None
+    made: int = 0  # steps made when this life began
+    killed_at: float | None = None
+
+    def start(self, *more: str) -> None:
+        """Start or continue, by one and the same command; what it says is added to OUT.txt."""
+        launch = [sys.executable]
+        if self.ranks > 1:
+            launch += ["-m", "torch.distributed.run", "--standalone", "--max-restarts=1000"]
+            launch += [f"--nproc_per_node={self.ranks}"]
+        line = [*launch, ROOT / "nanogpt_lib/train.py", *FLAGS, "--data", self.data]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        with open(f"{self.out}.txt", "ab") as said:
+            line = [*map(str, line), "--out", str(self.out), *more]
+            self.process = subprocess.Popen(line, stdout=said, stderr=said, env=env)
+
+    def workers(self) -> list[int]:
+        """The processes that train."""
+        if self.ranks == 1:
+            return [self.process.pid]
+        table = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True)
+        pairs = [map(int, line.split()) for line in table.stdout.splitlines()]
+        return sorted(child for child, parent in pairs if parent == self.process.pid)
+
+    def said(self) -> str:
+        """Everything it has printed, in all its lives."""
+        return Path(f"{self.out}.txt").read_text(encoding="utf-8", errors="replace")
+
+    def steps_made(self) -> int:
+        """Steps in all its lives, repeated ones included."""
+        return self.said().count(" | loss ")
+
+    def logged(self) -> int:
+        """The newest step in the log."""
+        log = self.out / "log.jsonl"
+        steps = re.findall(r'"step": (\d+), "train_loss"', log.read_text() if log.exists() else "")
+        return int(steps[-1]) if steps else 0
+
+    def expect(self, fine: bool, what: str) -> None:
+        """A campaign ends at its first failure."""
+        if not fine:
+            self.process.kill()
+            raise AssertionError(f"{self.out}: {what}\n{self.said()[-3000:]}")
+
+    def wait_until(self, condition) -> bool:
+        """False if the run ended first."""
+        end = time.monotonic() + 300
+        while self.process.poll() is None:
+            if condition():
+                return True
+            self.expect(time.monotonic() < end, "hangs")
+            time.sleep(0.001)
+        return False
+
+    def wait_for(self, moment: str) -> bool:
+        """Wait for a moment; False if the run ended first."""
+        folder, steps = self.out / "checkpoints", int(self.rng.integers(1, 4))
+        if moment == "before the first step":  # importing torch takes most of this time
+            end = time.monotonic() + self.rng.uniform(0, 4)
+            return self.wait_until(lambda: time.monotonic() > end)
+        if moment == "in a checkpoint write":
+            return self.wait_until(lambda: any(folder.glob("step_*.tmp")))
+        if moment == "after the last step":
+            return self.wait_until(lambda: (folder / f"step_{STEPS:06d}").exists())
+        if self.wait_until(lambda: self.steps_made() > self.made) and self.killed_at:
+            self.count.recovery.append(time.monotonic() - self.killed_at)
+        return self.wait_until(lambda: self.steps_made() >= self.made + steps)
+
+    def kill(self, moment: str) -> bool:
+        """Kill -9 one of the processes at a moment, look at what is left; False: it had ended."""
+        self.made = self.steps_made()
+        if not self.wait_until(lambda: len(self.workers()) == self.ranks):
+            return False
+        workers = self.workers()
+        if not self.wait_for(moment):
+            return False
+        time.sleep(self.rng.uniform(0, 0.05))
+        try:
+            os.kill(int(self.rng.choice(workers)), signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        self.killed_at = time.monotonic()
+        if self.ranks == 1:
+            self.process.wait()
+        elif not self.wait_until(lambda: not set(workers) & set(self.workers())):
+            return False  # its work was done: torchrun does not begin again
+        self.count.kills[self.ranks, self.where()] += 1
+        self.check_left()
+        if self.ranks == 1:
+            self.start()
+        return True
+
+    def where(self) -> str:
+        """What the killed process was doing, from what it left."""
+        if any((self.out / "checkpoints").glob("step_*.tmp")):
+            return "in a checkpoint write"
+        if self.logged() == STEPS:
+            return "after the last step"
+        return "in a step" if self.steps_made() > self.made else "before the first step"
+
+    def check_left(self) -> None:
+        """The newest checkpoint is whole, and at most save_every steps must be made again."""
+        found, lost = checkpoints(self.out), self.logged()
+        if found:
+            folder, state = newest_checkpoint(self.out)
+            self.expect(folder == found[-1], "the newest checkpoint is not whole")
+            lost -= state["step"]
+        self.expect(0 <= lost <= SAVE_EVERY, f"{lost} steps to make again")
+        self.count.repeated.append(lost)
+
+    def suffer(self, moments: list[str]) -> None:
+        """Be killed at each of the moments, and then come to the end."""
+        self.start()
+        for moment in moments:
+            if not self.kill(moment):
+                break
+        try:
+            status = self.process.wait(timeout=300)
+        except subprocess.TimeoutExpired:
+            status = "no end"
+        self.expect(status == 0, f"ended with {status}")
+        self.count.runs += 1
+
+    def compare(self, undisturbed: Path) -> None:
+        """Bit for bit the same weights, optimizer, log and samples."""
+        last = f"checkpoints/step_{STEPS:06d}"
+        names = [f"{last}/model.safetensors", f"{last}/optimizer.safetensors", "samples.txt"]
+        for name in names:
+            ours, theirs = (folder / name for folder in (self.out, undisturbed))
+            self.expect(ours.read_bytes() == theirs.read_bytes(), f"another {name}")
+        self.expect(log_of(self.out) == log_of(undisturbed), "another log")
+
+
+def campaign(work: Path, kills: int, ranks: int, seed: int, count: Count) -> None:
+    """Runs of `ranks` processes, until there have been so many kills."""
+    rng, data = np.random.default_rng([seed, ranks]), work / "data"
+    if not data.exists():
+        write_tiny_data(data)
+    undisturbed = Ordeal(data, work / f"undisturbed{ranks}", ranks, rng, Count())
+    undisturbed.suffer([])
+    target = sum(count.kills.values()) + kills
+    while (left := target - sum(count.kills.values())) > 0:
+        ordeal = Ordeal(data, work / f"run{ranks}_{count.runs}", ranks, rng, count)
+        moments = [*rng.permutation(MOMENTS[:3] * 2), MOMENTS[3]]  # the last one at its end
+        ordeal.suffer(moments[-min(left, len(moments)) :])
+        ordeal.compare(undisturbed.out)
+        print(f"{sum(count.kills.values())} kills, {count.runs} runs, all equal", flush=True)
+
+
+def main() -> None:
+    """The whole campaign: three fifths of the kills on one process, the rest under torchrun."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    count, begun = Count(), time.monotonic()
+    with tempfile.TemporaryDirectory() as work:
+        for ranks, kills in ((1, args.kills * 3 // 5), (2, args.kills - args.kills * 3 // 5)):
+            campaign(Path(work), kills, ranks, args.seed, count)
+    for (ranks, moment), number in sorted(count.kills.items()):
+        print(f"{number:4d} kills of {'one rank of two' if ranks > 1 else 'the process'}, {moment}")
+    print(f"{count.runs} runs, every one equal to the undisturbed one, bit for bit")
+    print(f"steps made again per kill: at most {max(count.repeated)} (save_every {SAVE_EVERY})")
+    print(f"from a kill to the next step: median {median(count.recovery):.1f} s")
+    print(f"{time.monotonic() - begun:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
