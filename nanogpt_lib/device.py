@@ -103,17 +103,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return named or any(text in str(error) for text in texts)
 
 
-def compile_model(model: nn.Module, wanted: str, device: torch.device, x, y, dtype):
+def compile_model(model: nn.Module, wanted: str, device: torch.device, x, y, dtype, mode=None):
     """Compile for training, tried on one micro-batch (x, y); return (callable, what was done).
 
     `auto` compiles on CUDA only. If compilation fails (no C++ compiler, Windows, an old GPU), the
     plain model is returned with the reason. The model itself stays as it is: sampling, evaluation
-    and checkpoints use it, share its weights and never see a recompilation.
+    and checkpoints use it, share its weights and never see a recompilation. `mode` is PyTorch's.
     """
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
         return model, "not compiled"
     try:
-        compiled = torch.compile(model)
+        compiled = torch.compile(model, mode=mode)
         with autocast(device, dtype):
             _, loss = compiled(x, y)
         loss.backward()

@@ -184,7 +184,7 @@ def test_the_plain_module_takes_other_lengths_while_the_other_is_compiled(fast_c
 
 
 def test_a_failing_compiler_gives_the_plain_model_and_one_line_of_reason(monkeypatch):
-    def broken(model):
+    def broken(model, mode=None):
         def run(x, y):
             model(x, y)[1].backward()  # half done, then it fails
             raise RuntimeError("InvalidCxxCompiler: no g++\nand forty more lines")
@@ -200,7 +200,7 @@ def test_a_failing_compiler_gives_the_plain_model_and_one_line_of_reason(monkeyp
 
 @pytest.mark.parametrize("wanted, device, compiles", [("off", CUDA, 0), ("auto", CPU, 0)])
 def test_nothing_is_compiled_unasked(wanted, device, compiles, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda model: pytest.fail("compiled"))
+    monkeypatch.setattr(torch, "compile", lambda model, mode=None: pytest.fail("compiled"))
     raw = tiny()
     assert compile_model(raw, wanted, device, *batch(), torch.float32) == (raw, "not compiled")
 
@@ -376,7 +376,7 @@ def test_out_of_memory_names_a_smaller_micro_batch_that_divides_the_step():
     ],
 )
 def test_running_out_of_memory_is_recognised_on_every_device(error, monkeypatch):
-    def broken(model):
+    def broken(model, mode=None):
         raise error
 
     assert module.is_out_of_memory(error) and not module.is_out_of_memory(RuntimeError("shape"))
