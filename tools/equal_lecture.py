@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -189,6 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     print("largest difference:", ", ".join(f"{name} {value:.1e}" for name, value in found.items()))
     if args.json:
         about = {"shape": shape_of(args), "dtype": args.dtype, "rows": args.rows}
+        about["torch"] = version("torch")
         write_json(args.json, {**about, "theirs": theirs, "ours": ours, "worst": found})
     return int(not found["loss"] <= args.tolerance)
 
