@@ -4,6 +4,7 @@ Exported from notebooks/05_speedups.ipynb; edit the notebook, not this file.
 """
 
 import contextlib
+import os
 import platform
 import re
 import statistics
@@ -95,22 +96,31 @@ def autocast(device: torch.device, dtype: torch.dtype):
     return torch.autocast(device_type=device.type, dtype=dtype)
 
 
-def compile_model(model: nn.Module, wanted: str, device: torch.device, x, y, dtype):
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: on CUDA a class of its own, elsewhere a text."""
+    texts = ("can't allocate memory", "not enough memory", "backend out of memory")
+    named = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return named or any(text in str(error) for text in texts)
+
+
+def compile_model(model: nn.Module, wanted: str, device: torch.device, x, y, dtype, mode=None):
     """Compile for training, tried on one micro-batch (x, y); return (callable, what was done).
 
     `auto` compiles on CUDA only. If compilation fails (no C++ compiler, Windows, an old GPU), the
     plain model is returned with the reason. The model itself stays as it is: sampling, evaluation
-    and checkpoints use it, share its weights and never see a recompilation.
+    and checkpoints use it, share its weights and never see a recompilation. `mode` is PyTorch's.
     """
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
         return model, "not compiled"
     try:
-        compiled = torch.compile(model)
+        compiled = torch.compile(model, mode=mode)
         with autocast(device, dtype):
             _, loss = compiled(x, y)
         loss.backward()
         result = compiled, "compiled"
     except Exception as error:
+        if is_out_of_memory(error):  # the plain model would need more
+            raise
         first = str(error).strip().split("\n")[0][:120]
         result = model, f"not compiled ({type(error).__name__}: {first})"
     model.zero_grad(set_to_none=True)
@@ -148,3 +158,59 @@ def peak_flops(device: torch.device) -> float | None:
         if re.search(rf"\b{card}\b", name):  # whole words: an L40 is no L4
             return tera * 1e12
     return None
+
+
+def training_bytes(model: nn.Module, rows: int, dtype: torch.dtype) -> int:
+    """Most memory a training step of rows × block_size tokens holds, in bytes; without dropout.
+
+    The peak is at the start of the backward pass: weights, gradients of earlier micro-batches,
+    AdamW's two averages, what the forward pass saved, and the loss with its gradient.
+    """
+    config, size = model.config, 4 if dtype == torch.float32 else 2
+    C, V = config.n_embd, config.vocab_size
+    parameters = sum(p.numel() for p in model.parameters())
+    products = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    products -= model.transformer.wpe.weight.numel()
+    # per token: two inputs of norms in fp32; inputs of the four products, q, k, v and GELU's input
+    layer = 2 * C * 4 + 14 * C * size + 16 + 4 * config.n_head
+    if config.attention == "manual":  # softmax in fp32 and, for the product with v, in dtype
+        layer += config.n_head * config.block_size * (4 if size == 4 else 4 + size)
+    head = C * 4 + C * size + 4 * V  # final norm, head, log-probabilities
+    # logits, and twice the gradient of the log-probabilities; or the backward of the last MLP
+    loss = max(config.padded_vocab_size * size + 8 * V, 16 * C)
+    tokens = rows * config.block_size
+    copies = 0 if size == 4 else size * products  # autocast's own
+    return 16 * parameters + copies + tokens * (config.n_layer * layer + head + loss)
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """The memory a run can have on this device: on CUDA what is free or ours; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    if not hasattr(os, "sysconf"):  # Windows
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def rows_that_fit(model: nn.Module, dtype: torch.dtype, memory: float, step_rows: int) -> int:
+    """The largest micro-batch that divides step_rows and fits into `memory` bytes; 0 if none does.
+
+    A tenth is left for the allocator's gaps and the libraries' own buffers.
+    """
+    divisors = (n for n in range(step_rows, 0, -1) if step_rows % n == 0)
+    return next((n for n in divisors if training_bytes(model, n, dtype) <= 0.9 * memory), 0)
+
+
+def rows_to_try(
+    model: nn.Module, dtype: torch.dtype, memory: float | None, step_rows: int, rows: int
+) -> int:
+    """The micro-batch to try after `rows` ran out of memory; 0 if there is no smaller one.
+
+    Raised in spite of the formula, the error says that less is there than it seems: then half.
+    """
+    smaller = [n for n in range(rows - 1, 0, -1) if step_rows % n == 0]
+    expected = memory is None or training_bytes(model, rows, dtype) <= 0.9 * memory
+    limit = rows // 2 if expected else max(1, rows_that_fit(model, dtype, memory, step_rows))
+    return next((n for n in smaller if n <= limit), 0)

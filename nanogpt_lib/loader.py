@@ -5,6 +5,8 @@ Exported from notebooks/04_training.ipynb; edit the notebook, not this file.
 Shapes: B rows per micro-batch, T tokens per row, W processes.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,18 +15,24 @@ from nanogpt_lib.config import UserError
 from nanogpt_lib.shards import TokenStream
 
 
-def epoch_windows(tokens: int, block_size: int, shuffle: bool, seed: int, epoch: int) -> np.ndarray:
-    """Start tokens of an epoch's windows of block_size + 1 tokens, in the order of reading.
+def epoch_windows(
+    tokens: int, block_size: int, shuffle: bool, seed: int, epoch: int
+) -> tuple[int, np.ndarray]:
+    """The cut of an epoch and its windows, numbered, in the order of reading.
 
-    Neighbours share a token: the last target of one is the first input of the next. With shuffle,
-    order and first cut are drawn from (seed, epoch), so what one epoch leaves at the ends, others
-    read. Without, both are the lecture's.
+    Window i is the block_size + 1 tokens from cut + i·block_size on. Neighbours share a token: the
+    last target of one is the first input of the next. With shuffle, order and cut are drawn from
+    (seed, epoch), so what one epoch leaves at the ends, others read. Without, both are the
+    lecture's.
     """
     rng = np.random.default_rng([seed, epoch])
     end = tokens - block_size  # the last window starts before this token
     cut = int(rng.integers(min(block_size, end))) if shuffle else 0
-    starts = np.arange(cut, end, block_size)
-    return rng.permutation(starts) if shuffle else starts
+    # 4 bytes for a window of 2·block_size bytes: 39 MB for 10 billion tokens in windows of 1024
+    numbers = np.arange(len(range(cut, end, block_size)), dtype=np.uint32)
+    if shuffle:
+        rng.shuffle(numbers)
+    return cut, numbers
 
 
 class WindowOrder:
@@ -37,16 +45,16 @@ class WindowOrder:
     def go_to(self, epoch: int, position: int) -> None:
         """Draw the order of an epoch and stand before its window number `position`."""
         self.epoch, self.position = epoch, position
-        self.starts = epoch_windows(**self.drawn_from, epoch=epoch)
+        self.cut, self.numbers = epoch_windows(**self.drawn_from, epoch=epoch)
 
     def take(self, count: int) -> list[int]:
         """The next `count` starts, across the end of the epoch if need be."""
         taken = []
         while len(taken) < count:
-            chosen = self.starts[self.position : self.position + count - len(taken)]
-            taken += chosen.tolist()
+            chosen = self.numbers[self.position : self.position + count - len(taken)]
+            taken += [self.cut + i * self.drawn_from["block_size"] for i in chosen.tolist()]
             self.position += len(chosen)
-            if self.position == len(self.starts):
+            if self.position == len(self.numbers):
                 self.go_to(self.epoch + 1, 0)
         return taken
 
@@ -104,3 +112,48 @@ class TokenLoader:
     def load_state_dict(self, state: dict) -> None:
         """Go on from `state_dict()`; raises UserError if data, block_size or seed have changed."""
         self.order.load_state_dict(state)
+
+
+class ReadAhead:
+    """A TokenLoader whose next micro-batch is read while the device works on the present one.
+
+    One thread prepares one micro-batch (reads, cuts, pins) and then waits. Batches are those of the
+    loader, on the device; an error in the thread is raised by next_batch, in the caller.
+    """
+
+    def __init__(self, loader: TokenLoader, device: torch.device):
+        self.loader, self.device = loader, device
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.position = loader.state_dict()
+        self.ahead: Future | None = None
+
+    def prepare(self) -> tuple[Tensor, Tensor, dict]:
+        """In the thread: the next micro-batch, and the position behind it."""
+        x, y = self.loader.next_batch()
+        if self.device.type == "cuda":  # from pinned memory the GPU fetches without the CPU's help
+            x, y = x.pin_memory(), y.pin_memory()
+        return x, y, self.loader.state_dict()
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Inputs x and targets y, both (B, T) int64, on the device."""
+        current = self.ahead or self.thread.submit(self.prepare)
+        x, y, self.position = current.result()
+        self.ahead = self.thread.submit(self.prepare)
+        return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+    def state_dict(self) -> dict:
+        """Where the next micro-step begins: behind what was handed out, not what was read ahead."""
+        return self.position
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from `state_dict()`; what was read ahead is dropped."""
+        if self.ahead:
+            wait([self.ahead])  # the thread must not move the loader under our hands
+        self.loader.load_state_dict(state)
+        self.position, self.ahead = state, None
+
+
+def feed(loader: TokenLoader, device: torch.device) -> TokenLoader | ReadAhead:
+    """Read ahead where the CPU would wait for a device. On the CPU itself a thread only competes
+    with the work, so the loader is returned as it is."""
+    return loader if device.type == "cpu" else ReadAhead(loader, device)

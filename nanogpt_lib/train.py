@@ -53,7 +53,11 @@ from nanogpt_lib.device import (
     compile_model,
     detect_device,
     flops_per_token,
+    is_out_of_memory,
+    memory_bytes,
     peak_flops,
+    rows_to_try,
+    training_bytes,
 )
 from nanogpt_lib.distributed import (
     World,
@@ -71,7 +75,7 @@ from nanogpt_lib.distributed import (
 from nanogpt_lib.evaluation import validation_loss
 from nanogpt_lib.guard import Stopper, claim
 from nanogpt_lib.hellaswag import Item, describe_items, read_items, score_items
-from nanogpt_lib.loader import TokenLoader
+from nanogpt_lib.loader import ReadAhead, TokenLoader, feed
 from nanogpt_lib.logbook import RunLog, external_logger, plot_run, read_log, series
 from nanogpt_lib.model import GPT, GPTConfig, count_parameters
 from nanogpt_lib.optimizer import learning_rate_at, make_optimizer
@@ -101,7 +105,7 @@ class Run:
     model: nn.Module  # the same weights, compiled and wrapped: the training call
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    loader: TokenLoader
+    loader: TokenLoader | ReadAhead
     val_stream: TokenStream
     items: list[Item]
     log: RunLog | None = None  # rank 0 only
@@ -193,7 +197,7 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
         model,
         optimizer,
         scaler,
-        loader,
+        feed(loader, device),
         val_stream,
         items,
     )
@@ -296,9 +300,6 @@ def gradients(run: Run) -> tuple[float, float]:
     loss_sum = torch.zeros((), device=device)
     for micro in range(micro_steps):
         x, y = run.loader.next_batch()
-        if device.type == "cuda":  # pinned memory lets the copy overlap with the computation
-            x, y = x.pin_memory(), y.pin_memory()
-        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
         with sync_gradients(run.model, sync=micro == micro_steps - 1):
             with autocast(device, run.dtype):
                 _, loss = run.model(x, y)
@@ -434,6 +435,20 @@ def train(run: Run, stopper: Stopper) -> int:
     return 0
 
 
+def memory_advice(config: TrainConfig, vocab_size: int, world: World, device) -> str:
+    """What to try when memory has run out, by the formula of chapter 05."""
+    shape = {name: getattr(config, name) for name in (*SHAPE, "attention")}
+    with torch.device("meta"):
+        model = GPT(GPTConfig(vocab_size=vocab_size, **shape))
+    dtype, rows = choose_dtype(device, config.dtype), config.batch_size
+    step_rows = config.total_batch_size // (config.block_size * world.size)
+    fewer = rows_to_try(model, dtype, memory_bytes(device), step_rows, rows)
+    needed = f"a step needs about {training_bytes(model, rows, dtype) / 1e9:.1f} GB"
+    if not fewer:
+        return f"{needed}; try a smaller --block-size or model"
+    return f"{needed}; try --batch-size {fewer} (the tokens per step stay the same)"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Read the command line, join the other processes, train."""
     config = parse_config(argv)
@@ -443,20 +458,19 @@ def main(argv: list[str] | None = None) -> int:
     meta = read_meta(config.data)
     lock = claim(config.out, config.resume) if world.is_main else contextlib.nullcontext()
     with lock, process_group(world, device):
-        run = prepare(config, world, device, meta)
         try:
+            run = prepare(config, world, device, meta)
             if world.is_main:
                 open_log(run)
             with Stopper() as stopper:
                 return train(run, stopper)
         except OSError as error:  # a full disk, mostly
             raise UserError(f"{config.out}: {error}; --resume goes on from there") from error
-        except torch.OutOfMemoryError as error:
-            rows = max(1, config.batch_size // 2)
-            raise UserError(
-                f"out of memory with {config.batch_size} rows per micro-batch; try "
-                f"--batch-size {rows} (the tokens per step stay the same)"
-            ) from error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            advice = memory_advice(config, meta["vocab_size"], world, device)
+            raise UserError(f"out of memory with {config.batch_size} rows; {advice}") from error
 
 
 if __name__ == "__main__":

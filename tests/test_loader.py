@@ -3,16 +3,19 @@
 import json
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from nanogpt_lib.config import UserError
-from nanogpt_lib.loader import TokenLoader, WindowOrder, epoch_windows
+from nanogpt_lib.loader import ReadAhead, TokenLoader, WindowOrder, epoch_windows, feed
 from nanogpt_lib.shards import TokenStream, write_meta, write_shard
 
 T = 8
+CPU = torch.device("cpu")
 
 
 def make_stream(folder, *sizes: int, vocab_size: int = 50257) -> TokenStream:
@@ -32,6 +35,12 @@ def make_stream(folder, *sizes: int, vocab_size: int = 50257) -> TokenStream:
 def stream(tmp_path) -> TokenStream:
     """1,000 tokens in three shards of odd sizes."""
     return make_stream(tmp_path / "data", 333, 400, 267)
+
+
+def starts_of(tokens: int, *drawn_from) -> np.ndarray:
+    """The first tokens of an epoch's windows of T, in the order of reading."""
+    cut, numbers = epoch_windows(tokens, T, *drawn_from)
+    return cut + T * numbers.astype(np.int64)
 
 
 def lecture_batches(tokens: np.ndarray, B: int, steps: int) -> list[np.ndarray]:
@@ -95,7 +104,7 @@ def test_the_order_is_the_same_for_every_world_size_and_micro_batch(
 
 def test_row_b_of_micro_step_m_on_rank_r_is_window_mW_plus_r_times_B_plus_b(stream):
     W, B = 3, 2
-    starts = epoch_windows(1000, T, True, 1337, 0)
+    starts = starts_of(1000, True, 1337, 0)
     for r in range(W):
         loader = TokenLoader(stream, B, T, rank=r, world_size=W)
         for m in range(10):
@@ -126,33 +135,30 @@ def test_ranks_never_drift_apart(tmp_path):
 
 
 def test_every_window_is_read_once_per_epoch_whatever_the_batch(stream):
-    starts = epoch_windows(1000, T, True, 1337, 0).tolist()
+    starts = starts_of(1000, True, 1337, 0).tolist()
     loader = TokenLoader(stream, 7, T)
     rows = sum(read(loader, -(-len(starts) // 7)), [])
     assert rows[: len(starts)] == starts and len(starts) == len(set(starts))
     assert len(starts) % 7  # the epoch ended within a batch
-    assert (
-        rows[len(starts) :]
-        == epoch_windows(1000, T, True, 1337, 1)[: len(rows) - len(starts)].tolist()
-    )
+    assert rows[len(starts) :] == starts_of(1000, True, 1337, 1)[: len(rows) - len(starts)].tolist()
 
 
 @pytest.mark.parametrize("n", [9, 10, 16, 17, 1000, 1007])
 def test_no_tail_is_left_out_for_ever(n):
     seen = set()
     for epoch in range(80):
-        for start in epoch_windows(n, T, True, 0, epoch):
+        for start in starts_of(n, True, 0, epoch):
             assert start >= 0 and start + T + 1 <= n
             seen.update(range(start, start + T + 1))
     assert seen == set(range(n))
 
 
 def test_epochs_are_shuffled_each_in_its_own_way_and_repeatably():
-    first, second = (epoch_windows(1000, T, True, 5, epoch) for epoch in (0, 1))
+    first, second = (starts_of(1000, True, 5, epoch) for epoch in (0, 1))
     assert not np.array_equal(first, np.sort(first))
     assert not np.array_equal(first - first.min(), second - second.min())
-    assert np.array_equal(first, epoch_windows(1000, T, True, 5, 0))
-    assert not np.array_equal(first, epoch_windows(1000, T, True, 6, 0))
+    assert np.array_equal(first, starts_of(1000, True, 5, 0))
+    assert not np.array_equal(first, starts_of(1000, True, 6, 0))
 
 
 # --- bad data (faults 4, 5, 6)
@@ -177,15 +183,17 @@ def test_a_short_next_shard_is_no_obstacle(tmp_path):
     assert rows == [w * T for w in range(12)]
 
 
-def test_shards_stay_on_the_disk(tmp_path):
-    """A shard of 4 GB, of which next to nothing is written or read, in a process that counts."""
+def test_a_dataset_larger_than_memory_takes_next_to_none(tmp_path):
+    """A shard of 64 GB, of which next to nothing is written or read, in a process that counts."""
     pytest.importorskip("resource")
-    tokens = 2_000_000_000
+    tokens = 32_000_000_000
     make_stream(tmp_path, 100)
-    big = np.lib.format.open_memmap(
-        tmp_path / "train_000000.npy", mode="w+", dtype=np.uint16, shape=(tokens,)
-    )
-    del big  # a sparse file: its size is 4 GB, its blocks are not
+    shard = tmp_path / "train_000000.npy"
+    with open(shard, "wb") as file:  # a sparse file: its size is 64 GB, its blocks are not
+        about = {"descr": "<u2", "fortran_order": False, "shape": (tokens,)}
+        np.lib.format.write_array_header_1_0(file, about)
+        file.truncate(file.tell() + 2 * tokens)
+    assert shard.stat().st_blocks < 100
     meta = json.loads((tmp_path / "meta.json").read_text())
     meta["splits"]["train"][0]["tokens"] = tokens
     (tmp_path / "meta.json").write_text(json.dumps(meta))
@@ -202,7 +210,8 @@ def test_shards_stay_on_the_disk(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 100e6  # the order of two million windows, and the pages of 160
+    # 125 MB for the order of 31 million windows, and the pages of the 160 that were read
+    assert int(done.stdout) < 150e6
 
 
 def test_shards_are_chosen_by_meta_json_and_not_by_their_names(tmp_path):
@@ -271,6 +280,72 @@ def test_taking_windows_one_by_one_equals_taking_many():
     order, again = WindowOrder(100, T, True, 3), WindowOrder(100, T, True, 3)
     assert sum([order.take(1) for _ in range(100)], []) == again.take(100)
     assert order.state_dict() == again.state_dict()
+
+
+# --- reading ahead
+
+
+def test_reading_ahead_gives_the_same_batches_and_the_position_of_what_was_handed_out(stream):
+    plain, ahead = TokenLoader(stream, 4, T), ReadAhead(TokenLoader(stream, 4, T), CPU)
+    assert ahead.state_dict() == plain.state_dict()
+    for _ in range(70):  # past the end of two epochs
+        for ours, theirs in zip(ahead.next_batch(), plain.next_batch(), strict=True):
+            assert torch.equal(ours, theirs)
+        assert ahead.state_dict() == plain.state_dict()
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 31])
+def test_a_run_that_reads_ahead_resumes_where_it_stopped(stream, stop_after):
+    ahead, resumed = (ReadAhead(TokenLoader(stream, 4, T), CPU) for _ in range(2))
+    read(ahead, stop_after)
+    read(resumed, 5)  # what it had read ahead must not come back
+    resumed.load_state_dict(json.loads(json.dumps(ahead.state_dict())))
+    assert resumed.state_dict() == ahead.state_dict()
+    assert read(resumed, 40) == read(ahead, 40)
+
+
+def test_the_next_batch_is_read_while_the_caller_works(stream):
+    loader, second = TokenLoader(stream, 4, T), threading.Event()
+    batches = []
+
+    def noted():
+        batches.append(TokenLoader.next_batch(loader))
+        if len(batches) == 2:
+            second.set()
+        return batches[-1]
+
+    loader.next_batch = noted
+    ReadAhead(loader, CPU).next_batch()
+    assert second.wait(timeout=30)  # nobody has asked for it yet
+    time.sleep(0.05)
+    assert len(batches) == 2  # one ahead, not more
+
+
+def test_an_error_of_the_reading_thread_reaches_the_caller(tmp_path):
+    stream = make_stream(tmp_path, 200)
+    stream.vocab_size = 150
+    ahead = ReadAhead(TokenLoader(stream, 4, T, shuffle=False), CPU)
+    with pytest.raises(UserError, match="beyond the vocabulary of 150"):
+        read(ahead, 6)
+
+
+def test_a_process_that_reads_ahead_ends_by_itself(stream):
+    code = (
+        "import sys, torch\n"
+        "from nanogpt_lib.loader import ReadAhead, TokenLoader\n"
+        "from nanogpt_lib.shards import TokenStream\n"
+        f"loader = TokenLoader(TokenStream({str(stream.folder)!r}, 'train'), 4, {T})\n"
+        "ReadAhead(loader, torch.device('cpu')).next_batch()\n"
+        "sys.exit(7)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (7, "")
+
+
+def test_a_loader_reads_ahead_for_a_device_only(stream):
+    loader = TokenLoader(stream, 4, T)
+    assert feed(loader, CPU) is loader
+    assert isinstance(feed(loader, torch.device("cuda")), ReadAhead)
 
 
 # --- and it teaches

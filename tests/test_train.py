@@ -107,7 +107,9 @@ def test_samples_and_saved_names_are_right_with_compile_on(tiny_data, tmp_path, 
     compiled = []
     compile_ = torch.compile
     monkeypatch.setattr(
-        torch, "compile", lambda m: compiled.append(m) or compile_(m, backend="aot_eager")
+        torch,
+        "compile",
+        lambda m, mode=None: compiled.append(m) or compile_(m, backend="aot_eager"),
     )
     out = tmp_path / "run"
     flags = ["--compile", "on", "--sample-every", "3", "--data", str(tiny_data), "--out", str(out)]
@@ -143,7 +145,7 @@ def fox(tmp_path) -> str:
 
 def test_hellaswag_is_scored_in_the_loop_with_compile_on(fox, tmp_path, monkeypatch, capsys):
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda m: compile_(m, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", lambda m, mode=None: compile_(m, backend="aot_eager"))
     out, items = tmp_path / "run", str(ROOT / "data/hellaswag_own.jsonl")
     flags = [*TINY, "--data", fox, "--out", str(out), "--compile", "on", "--block-size", "64"]
     flags += ["--hellaswag-every", "3", "--hellaswag-data", items, "--sample-prompt", "Hello"]

@@ -1,0 +1,234 @@
+"""The rungs of bench.py: ways to compute the same training step, each timed and compared.
+
+The lecture's rungs come one upon the other. Those beyond it are tried on top of what was kept so
+far, and kept themselves only if they make more tokens per second.
+"""
+
+import tempfile
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from nanogpt_lib.device import (
+    autocast,
+    choose_dtype,
+    compile_model,
+    flops_per_token,
+    is_out_of_memory,
+    median_seconds,
+    peak_flops,
+)
+from nanogpt_lib.loader import ReadAhead, TokenLoader
+from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.optimizer import decay_groups, make_optimizer
+from nanogpt_lib.shards import TokenStream, write_splits
+
+CHUNK = 2048  # positions whose logits exist together, where the loss is made in pieces
+
+
+@dataclass
+class Rung:
+    """How a step is computed; each rung of the ladder changes one field."""
+
+    name: str = "float32"
+    tf32: bool = False
+    dtype: torch.dtype = torch.float32
+    compile: str = "off"  # or a mode of torch.compile: default, reduce-overhead, max-autotune
+    attention: str = "manual"
+    kernel: str = ""  # a back end of scaled_dot_product_attention; "": PyTorch chooses
+    vocab_multiple: int = 1
+    fused: bool = False  # AdamW in one kernel
+    loss: str = "logits"  # "linear": F.linear_cross_entropy; "chunks": by hand
+    factor: int = 1  # times the rows
+    data: str = ""  # "loader": read from the disk for every step; "ahead": by a thread
+
+
+def lecture_rungs(device: torch.device, compile: bool) -> list[Rung | str]:
+    """The lecture's rungs for a device; a string in place of one says why it is missing."""
+    rung = Rung()
+    rungs: list[Rung | str] = [rung]
+
+    def climb(name: str, **change) -> None:
+        nonlocal rung
+        rung = replace(rung, name=name, **change)
+        rungs.append(rung)
+
+    if device.type == "cuda":
+        climb("TF32", tf32=True)
+    else:
+        rungs.append("TF32: only NVIDIA GPUs have it")
+    fast = choose_dtype(device)
+    if fast == torch.float32:
+        rungs.append("bfloat16: this device multiplies float32 faster")
+    else:
+        climb(str(fast).removeprefix("torch."), dtype=fast)
+    if compile:
+        climb("torch.compile", compile="default")
+    else:
+        rungs.append("torch.compile: off on this device (--compile tries it)")
+    climb("fused attention", attention="sdpa")
+    climb("vocabulary 50304", vocab_multiple=64)
+    climb("fused AdamW", fused=True)
+    return rungs
+
+
+def further_changes(device: torch.device, compile: bool) -> dict[str, dict]:
+    """What to try beyond the lecture: name → change of the best rung so far."""
+    kernels = ("flash", "cudnn", "efficient") if device.type == "cuda" else ("flash", "math")
+    changes = {f"SDPA: {kernel}": dict(kernel=kernel) for kernel in kernels}
+    if hasattr(F, "linear_cross_entropy"):
+        changes["linear_cross_entropy"] = dict(loss="linear")
+    changes["loss in chunks"] = dict(loss="chunks")
+    if compile:
+        for mode in ("reduce-overhead", "max-autotune"):  # the first one is CUDA graphs
+            changes[f"compile: {mode}"] = dict(compile=mode)
+    changes |= {f"rows × {factor}": dict(factor=factor) for factor in (2, 4)}
+    return changes
+
+
+class OtherLoss(nn.Module):
+    """A GPT with GPT's interface whose loss never holds the logits of all positions at once."""
+
+    def __init__(self, gpt: GPT, kind: str, dtype: torch.dtype):
+        super().__init__()
+        self.gpt, self.kind, self.dtype = gpt, kind, dtype
+
+    def piece(self, hidden: Tensor, y: Tensor) -> Tensor:
+        """Summed loss of some positions; checkpointed, so its logits are made again in backward."""
+        logits = self.gpt.lm_head(hidden)[:, : self.gpt.config.vocab_size]
+        return F.cross_entropy(logits.float(), y, reduction="sum")
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
+        """x, y: (B, T) → the mean cross entropy in nats."""
+        hidden, y = self.gpt.hidden_states(x).flatten(0, 1), y.flatten()  # (B·T, C), (B·T,)
+        if self.kind == "chunks":
+            parts = zip(hidden.split(CHUNK), y.split(CHUNK), strict=True)
+            total = sum(checkpoint(self.piece, h, t, use_reentrant=False) for h, t in parts)
+            return None, total / len(y)
+        weight = self.gpt.lm_head.weight[: self.gpt.config.vocab_size]
+        size = min(CHUNK, len(y))
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=size, chunking_method=None)
+        # autocast does not know this function: without the casts it computes in float32
+        with torch.autocast(x.device.type, enabled=False):
+            hidden, weight = hidden.to(self.dtype), weight.to(self.dtype)
+            return None, F.linear_cross_entropy(hidden, weight, y, options=options)
+
+
+def attention_kernel(name: str):
+    """A context in which scaled_dot_product_attention has one back end only; "": any."""
+    backends = {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
+    return sdpa_kernel(backends[name]) if name else nullcontext()
+
+
+def batches(rung: Rung, config: GPTConfig, rows: int, device: torch.device, folder: Path):
+    """A function that gives a micro-batch (x, y): always the same one, or the next of a loader."""
+    T = config.block_size
+    torch.manual_seed(1)  # equal batches, however many numbers the model has drawn
+    tokens = torch.randint(config.vocab_size, (rows * 20 * T + 1,))
+    if not rung.data:
+        x, y = tokens[: rows * T].view(rows, T), tokens[1 : rows * T + 1].view(rows, T)
+        x, y = x.to(device), y.to(device)
+        return lambda: (x, y)
+    meta = {"name": "noise", "source": "noise", "tokenizer": {"name": "gpt2"}}
+    meta["vocab_size"] = config.vocab_size
+    write_splits(folder, meta, tokens.numpy(), np.zeros(1, dtype=np.int64))
+    loader = TokenLoader(TokenStream(folder, "train"), rows, T)
+    if rung.data == "ahead":
+        return ReadAhead(loader, device).next_batch
+    return lambda: tuple(t.to(device) for t in loader.next_batch())
+
+
+def row_of(name: str, seconds: float, tokens: int, loss: float, raw: nn.Module, device) -> dict:
+    """A row of the ladder as plain values; peak memory where the device counts it."""
+    flops, peak = flops_per_token(raw) * tokens / seconds, peak_flops(device)
+    cuda = device.type == "cuda"
+    return {
+        "rung": name,
+        "ms": round(seconds * 1e3, 2),
+        "tokens": tokens,
+        "tokens_per_sec": round(tokens / seconds, 1),
+        "gflops": round(flops / 1e9, 1),
+        "mfu": round(flops / peak, 4) if peak else None,
+        "memory_gb": round(torch.cuda.max_memory_allocated(device) / 1e9, 2) if cuda else None,
+        "loss": loss,
+        "note": "",
+    }
+
+
+def measure(rung: Rung, shape: dict, rows: int, steps: int, device: torch.device) -> dict:
+    """Median milliseconds of one training step (forward, backward, update) after two warm-ups.
+
+    `loss` is that of the first step: every rung starts with equal weights and, unless its rows or
+    its data differ, an equal batch.
+    """
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high" if rung.tf32 else "highest")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    raw = GPT(GPTConfig(**shape, attention=rung.attention, vocab_multiple=1))
+    raw = padded(raw, rung.vocab_multiple).to(device)
+    optimizer = torch.optim.AdamW(decay_groups(raw, 0.1), lr=1e-4, foreach=False)
+    if rung.fused:
+        optimizer = make_optimizer(raw, learning_rate=1e-4)
+    model: nn.Module = raw if rung.loss == "logits" else OtherLoss(raw, rung.loss, rung.dtype)
+    losses, note = [], ""
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        attention_kernel(rung.kernel),
+    ):
+        next_batch = batches(rung, raw.config, rows * rung.factor, device, Path(folder))
+        x, y = next_batch()
+        if rung.compile != "off":
+            mode = None if rung.compile == "default" else rung.compile
+            model, note = compile_model(model, "on", device, x, y, rung.dtype, mode)
+
+        def step() -> None:
+            x, y = next_batch()
+            with autocast(device, rung.dtype):
+                _, loss = model(x, y)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if not losses:
+                losses.append(loss.item())
+
+        seconds = median_seconds(step, device, repeats=steps, warmup=2)
+    row = row_of(rung.name, seconds, x.numel(), losses[0], raw, device)
+    return {**row, "note": note if note.startswith("not") else ""}
+
+
+def padded(gpt: GPT, vocab_multiple: int) -> GPT:
+    """The same model with more rows in wte; rows nobody reads are zero."""
+    if vocab_multiple == 1:
+        return gpt
+    wider = GPT(replace(gpt.config, vocab_multiple=vocab_multiple))
+    state = gpt.state_dict()
+    extra = wider.config.padded_vocab_size - gpt.config.vocab_size
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        state[name] = F.pad(state[name], (0, 0, 0, extra))
+    wider.load_state_dict(state)
+    return wider
+
+
+def measure_or_note(rung: Rung, shape: dict, rows: int, steps: int, device) -> dict | str:
+    """`measure`, or one line why this device cannot: memory, or no such kernel for these sizes."""
+    try:
+        return measure(rung, shape, rows, steps, device)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            return f"{rung.name}: out of memory"
+        return f"{rung.name}: {str(error).strip().splitlines()[0][:80]}"

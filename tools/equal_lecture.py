@@ -1,0 +1,199 @@
+"""Do we train as the lecture's script does? Run both from equal weights and compare every loss.
+
+    git clone https://github.com/karpathy/build-nanogpt
+    python tools/equal_lecture.py build-nanogpt                       20 losses, equal to 1e-5
+    python tools/equal_lecture.py build-nanogpt --width 768 --layers 12 --heads 12 --block 1024 \\
+        --rows 8 --micro-steps 1 --steps 100 --dtype bfloat16 --tolerance 0.01       124M on a GPU
+
+Theirs: train_gpt2.py as it is, from first line to last, in a process of its own. Only constants are
+replaced (sizes, steps, number format), each asserted to be there, and the HellaSwag download by one
+made-up item. Ours: nanogpt_lib/train.py from the weights theirs began with, shuffle off, and with
+a vocabulary of 50304, because their softmax covers the padding too.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+from nanogpt_lib.shards import write_json, write_splits  # noqa: E402
+from nanogpt_lib.tokenizer import GPT2Tokenizer  # noqa: E402
+
+VOCAB = 50304  # rows of their wte
+
+# Runs in a process of its own, in a folder with source.py: their script, constants replaced.
+THEIRS = """
+import sys, types
+import tiktoken, torch
+from safetensors.torch import save_file
+from nanogpt_lib.tokenizer import GPT2Tokenizer
+
+hellaswag = types.ModuleType("hellaswag")  # theirs downloads when it is asked for items
+hellaswag.iterate_examples = lambda split: [None]
+item = torch.arange(32).view(4, 8), torch.ones(4, 8, dtype=torch.long)
+hellaswag.render_example = lambda example: (None, *item, 0)
+sys.modules["hellaswag"] = hellaswag
+tiktoken.get_encoding = lambda name: GPT2Tokenizer()  # the same ids, without a network
+LOOP = "\\nfor step in range(max_steps):"
+BEFORE, AFTER = open("source.py", encoding="utf-8").read().split(LOOP)
+exec(compile(BEFORE, "train_gpt2.py", "exec"))
+weights = {k: v for k, v in raw_model.state_dict().items() if k != "lm_head.weight"}
+save_file(weights, "initial.safetensors")
+exec(compile("\\n" * BEFORE.count("\\n") + LOOP + AFTER, "train_gpt2.py", "exec"))
+"""
+
+# Their initial weights as a checkpoint of ours, so that train.py can begin with it.
+CONVERT = """
+import json, sys
+from safetensors.torch import load_file
+from nanogpt_lib.checkpoint import save_checkpoint
+from nanogpt_lib.model import GPT, GPTConfig, load_weights
+from nanogpt_lib.optimizer import make_optimizer
+
+state = load_file("initial.safetensors")
+model = GPT(GPTConfig(**json.loads(sys.argv[1])))
+load_weights(model, {**state, "lm_head.weight": state["transformer.wte.weight"]})
+optimizer = make_optimizer(model, learning_rate=1.0)
+save_checkpoint("initial", 0, model, optimizer, {"tokenizer": {"name": "gpt2"}})
+"""
+
+
+def python(folder: Path, *args: str) -> str:
+    """Run this Python in a folder with our library on its path; return what it printed."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    command = [sys.executable, "-W", "ignore", "-c", code + args[0], *args[1:]]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    return done.stdout
+
+
+def write_data(folder: Path, args: argparse.Namespace) -> None:
+    """Tokens of Python's manual, once for each: a dataset of ours and their folder of shards.
+
+    Length: whole batches and one token, so that both start over at the same place.
+    """
+    tokens = np.array(GPT2Tokenizer().encode("\n".join(topics.values())))
+    batch = args.rows * args.block
+    train = tokens[: min((len(tokens) - batch - 1) // batch, args.steps * 2 // 3) * batch + 1]
+    val = tokens[-batch - 1 :]
+    meta = {"name": "manual", "source": "pydoc topics", "tokenizer": {"name": "gpt2"}}
+    write_splits(folder / "data", {**meta, "vocab_size": VOCAB}, train, val)
+    (folder / "edu_fineweb10B").mkdir()
+    np.save(folder / "edu_fineweb10B/train_0.npy", train.astype(np.uint16))
+    np.save(folder / "edu_fineweb10B/val_0.npy", val.astype(np.uint16))
+
+
+def shape_of(args: argparse.Namespace) -> dict:
+    """The model, in the words both sides use."""
+    names = dict(block_size=args.block, n_layer=args.layers, n_head=args.heads, n_embd=args.width)
+    return {"vocab_size": VOCAB, **names}
+
+
+def adapt(source: str, args: argparse.Namespace) -> str:
+    """Their source with our constants; refuses a script in which one is not where we expect it."""
+    shape = ", ".join(f"{name}={value}" for name, value in shape_of(args).items())
+    tokens = args.rows * args.block * args.micro_steps
+    for old, new, count in (
+        ("total_batch_size = 524288", f"total_batch_size = {tokens}", 1),
+        ("\nB = 64 ", f"\nB = {args.rows} ", 1),
+        ("\nT = 1024 ", f"\nT = {args.block} ", 1),
+        ("GPT(GPTConfig(vocab_size=50304))", f"GPT(GPTConfig({shape}))", 1),
+        ("warmup_steps = 715", f"warmup_steps = {args.steps // 4}", 1),
+        ("max_steps = 19073", f"max_steps = {args.steps}", 1),
+        ("dtype=torch.bfloat16", f"dtype=torch.{args.dtype}", 4),
+    ):
+        if source.count(old) != count:
+            sys.exit(f"train_gpt2.py: {old!r} occurs {source.count(old)} times, expected {count}")
+        source = source.replace(old, new)
+    return source
+
+
+def run_theirs(checkout: Path, folder: Path, args: argparse.Namespace) -> list[dict]:
+    """Their steps: loss, lr, norm; leaves initial.safetensors in the folder."""
+    source = (checkout / "train_gpt2.py").read_text(encoding="utf-8")
+    (folder / "source.py").write_text(adapt(source, args), encoding="utf-8")
+    printed = python(folder, THEIRS)
+    found = re.findall(r"step +\d+ \| loss: (\S+) \| lr (\S+) \| norm: (\S+)", printed)
+    return [dict(zip(("loss", "lr", "norm"), map(float, line), strict=True)) for line in found]
+
+
+def run_ours(folder: Path, args: argparse.Namespace, *flags: str) -> list[dict]:
+    """Our steps, by train.py; `flags` are for trying what must not be equal."""
+    if not (folder / "initial").exists():
+        python(folder, CONVERT, json.dumps(shape_of(args)))
+    out = f"run{len(list(folder.glob('run*')))}"
+    settings = {
+        "data": "data", "out": out, "init-from": "initial", "device": args.device,
+        "dtype": args.dtype, "compile": "off", "vocab-multiple": 1,
+        "batch-size": args.rows, "block-size": args.block, "n-layer": args.layers,
+        "n-head": args.heads, "n-embd": args.width, "max-steps": args.steps,
+        "total-batch-size": args.rows * args.block * args.micro_steps,
+        "warmup-steps": args.steps // 4, "learning-rate": 6e-4, "min-lr": 6e-5,
+        "eval-every": 0, "save-every": 0, "sample-every": 0, "sample-tokens": 1,
+        "eval-tokens": args.rows * args.block,
+    }  # fmt: skip
+    line = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    code = "from nanogpt_lib.train import main\nsys.exit(main(sys.argv[1:]))"
+    python(folder, code, *line, "--no-shuffle", *flags)
+    log = (folder / out / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, log) if "train_loss" in row]
+    return [{"loss": r["train_loss"], "lr": r["lr"], "norm": r["grad_norm"]} for r in rows]
+
+
+def worst(ours: list[dict], theirs: list[dict], name: str) -> float:
+    """The largest difference of a column over all steps."""
+    return max(abs(a[name] - b[name]) for a, b in zip(ours, theirs, strict=True))
+
+
+def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; the defaults take about half a minute on a laptop."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("checkout", type=Path, help="folder of build-nanogpt")
+    parser.add_argument("--steps", type=int, default=20)
+    sizes = dict(rows=4, block=32, layers=3, heads=4, width=64, micro_steps=2)
+    for name, value in sizes.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="auto", help="of ours; theirs takes CUDA if it can")
+    parser.add_argument("--tolerance", type=float, default=1e-5, help="largest difference (nats)")
+    parser.add_argument("--json", type=Path, help="also write both curves to this file")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run both, print the curves side by side; exit status 1 if they differ."""
+    args = read_arguments(argv)
+    if not (args.checkout / "train_gpt2.py").exists():
+        sys.exit(f"{args.checkout}: no train_gpt2.py here; clone karpathy/build-nanogpt")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_data(folder, args)
+        theirs = run_theirs(args.checkout, folder, args)
+        ours = run_ours(folder, args)
+    print(f"{'step':>4}{'theirs':>12}{'ours':>12}{'difference':>12}")
+    for step, (a, b) in enumerate(zip(theirs, ours, strict=True)):
+        difference = b["loss"] - a["loss"]
+        print(f"{step:4}{a['loss']:12.6f}{b['loss']:12.6f}{difference:12.1e}")
+    found = {name: worst(ours, theirs, name) for name in ("loss", "lr", "norm")}
+    print("largest difference:", ", ".join(f"{name} {value:.1e}" for name, value in found.items()))
+    if args.json:
+        about = {"shape": shape_of(args), "dtype": args.dtype, "rows": args.rows}
+        about["torch"] = version("torch")
+        write_json(args.json, {**about, "theirs": theirs, "ours": ours, "worst": found})
+    return int(not found["loss"] <= args.tolerance)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
