@@ -291,11 +291,11 @@ def test_contexts_are_read_once_and_the_head_works_only_where_it_counts(model, m
     monkeypatch.setattr(
         hellaswag, "token_losses", lambda h, *a: (made.append(len(h)), token_losses(h, *a))[1]
     )
-    item_losses(model, items, budget=128)
+    item_losses(model, items, budget=64)
     ours, read[:] = sum(read), []
     assert sum(made) == sum(len(ending) for item in items for ending in item.endings)
     row_sums(model, items)
-    assert ours < 0.5 * sum(read)
+    assert ours < 0.4 * sum(read)
     lean = sum(len(i.context) - 1 + sum(map(len, i.endings)) for i in items)
     assert ours < 1.3 * lean  # little padding
 
@@ -316,7 +316,9 @@ def test_a_model_that_knows_the_endings_scores_100_percent():
     rows = [item_rows(item, 48)[item.label] for item in items]
     tokens, mask = pad_rows(rows)
     for _ in range(120):
-        ending_losses(pupil, tokens, mask).mean().backward()
+        logits = pupil(tokens[:, :-1])[0].transpose(1, 2)
+        losses = F.cross_entropy(logits, tokens[:, 1:], reduction="none")
+        (losses * mask).sum(dim=1).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
     assert score_items(pupil, items)["acc_token"] == 1.0
