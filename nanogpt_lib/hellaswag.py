@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from nanogpt_lib.checkpoint import load_model
 from nanogpt_lib.config import OneLineParser, UserError, run_program
-from nanogpt_lib.device import autocast, choose_dtype, detect_device
+from nanogpt_lib.device import autocast, choose_dtype, cpu_multiplies_bfloat16, detect_device
 from nanogpt_lib.distributed import World, add_up
 from nanogpt_lib.model import GPT
 from nanogpt_lib.tokenizer import GPT2Tokenizer
@@ -246,8 +246,9 @@ class PackedLinear(TorchFunctionMode):
 
 def fast_products(device: torch.device, dtype: torch.dtype):
     """The context in which items are scored: oneDNN where PyTorch has it, autocast elsewhere."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    if device.type == "cpu" and x86 and torch.backends.mkldnn.is_available():
+    x86 = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()
+    able = dtype == torch.float32 or cpu_multiplies_bfloat16()
+    if device.type == "cpu" and x86 and able:
         return PackedLinear(dtype)
     return autocast(device, dtype)
 

@@ -242,6 +242,11 @@ def test_bfloat16_products_give_float32_losses(route, offset, monkeypatch):
     assert (mixed.argmin(dim=1) == exact.argmin(dim=1))[clear].all() and clear.sum() > 20
 
 
+def test_a_cpu_without_bfloat16_products_falls_back_to_autocast(monkeypatch):
+    monkeypatch.setattr(hellaswag, "cpu_multiplies_bfloat16", lambda: False)
+    assert isinstance(fast_products(CPU, torch.bfloat16), torch.autocast)
+
+
 def test_logits_rounded_to_bfloat16_would_be_caught(model):
     """What the lecture does; one loss in bf16 at 12 nats is up to 0.03 off."""
     items = random_items()
