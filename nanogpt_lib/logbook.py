@@ -61,29 +61,31 @@ def read_log(path: str | Path) -> list[dict]:
 def external_logger(kind: str, out: str | Path, settings: dict) -> Callable[[int, dict], None]:
     """A function (step, values) that also sends the numbers to TensorBoard or Weights & Biases.
 
-    `none` gives one that does nothing. Raises UserError if the package is not installed.
+    `none` gives one that does nothing. Files go below `out`. Weights & Biases obeys WANDB_MODE
+    (`offline` needs no account). Raises UserError if the package is not installed.
     """
     try:
         if kind == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
             writer = SummaryWriter(str(out))
-
-            def log(step: int, values: dict) -> None:
-                for name, value in values.items():
-                    if isinstance(value, int | float):
-                        writer.add_scalar(name, value, step)
-                writer.flush()
-
-            return log
-        if kind == "wandb":
+        elif kind == "wandb":
             import wandb
 
-            run = wandb.init(project="nanogpt", dir=str(out), config=settings, resume="allow")
-            return lambda step, values: run.log(values, step=step)
+            run = wandb.init(project="nanogpt", dir=str(out), config=settings)
     except ImportError as error:
         raise UserError(f"--logger {kind}: not installed (pip install {kind})") from error
-    return lambda step, values: None
+
+    def board(step: int, values: dict) -> None:
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                writer.add_scalar(name, value, step)
+        writer.flush()
+
+    def site(step: int, values: dict) -> None:
+        run.log({name: v for name, v in values.items() if v is not None}, step=step)
+
+    return {"tensorboard": board, "wandb": site}.get(kind, lambda step, values: None)
 
 
 class RunLog:
@@ -176,8 +178,8 @@ def plot_run(records: list[dict], references: bool = False, size: str = "124M"):
     figure = Figure(figsize=(6.4 * panels, 4.0), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     steps, losses = series(records, "train_loss")
-    axes[0].plot(steps, losses, color="tab:blue", alpha=0.25, lw=0.8)
-    axes[0].plot(steps, smooth(losses), color="tab:blue", label="training")
+    axes[0].plot(steps, losses, color="tab:blue", alpha=0.25, lw=0.8, label="each batch")
+    axes[0].plot(steps, smooth(losses), color="tab:blue", label="training, averaged")
     axes[0].plot(*series(records, "val_loss"), "o-", color="tab:orange", ms=3, label="validation")
     axes[0].set(xlabel="step", ylabel="loss (nats per token)")
     if panels == 2:

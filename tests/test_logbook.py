@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import os
+import struct
 import subprocess
 import sys
 import types
@@ -169,8 +171,74 @@ def test_external_loggers_get_the_same_numbers(tmp_path, monkeypatch):
         log.close()
         assert read_log(tmp_path / kind) == [{"step": 3, "train_loss": 2.5, "mfu": None}]
     assert seen == [
-        "out", (3, "train_loss", 2.5), "flush", {"seed": 1}, (3, {"train_loss": 2.5, "mfu": None})
+        "out", (3, "train_loss", 2.5), "flush", {"seed": 1}, (3, {"train_loss": 2.5})
     ]  # fmt: skip
+
+
+LOGGED = """
+import sys
+from nanogpt_lib.logbook import RunLog, external_logger
+kind, out = sys.argv[1:]
+log = RunLog(f"{out}/log.jsonl", also=external_logger(kind, out, {"seed": 1337}))
+for step in range(1, 4):
+    log.write(step, train_loss=10.5 / step, mfu=None)
+    log.write(step, val_loss=11.5 / step)
+log.close()
+"""
+VALUES = {
+    (name, s): x / s for name, x in (("train_loss", 10.5), ("val_loss", 11.5)) for s in (1, 2, 3)
+}
+
+
+def log_as_a_process(kind, out):
+    """Log six records in a process of its own, without network or account."""
+    env = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    command = [sys.executable, "-c", LOGGED, kind, str(out)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, timeout=120, capture_output=True, text=True, errors="replace"
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(read_log(out / "log.jsonl")) == 6  # the file is always written
+
+
+def test_tensorboard_reads_back_what_was_logged(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log_as_a_process("tensorboard", tmp_path)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    found = {(n, e.step): e.value for n in events.Tags()["scalars"] for e in events.Scalars(n)}
+    assert found == pytest.approx(VALUES)
+
+
+def leveldb_records(data, block=32768):
+    """The records of a .wandb file: a header of 7 bytes, then LevelDB's log format."""
+    place, parts = 7, []
+    while place + 7 <= len(data):
+        if block - place % block < 7:  # a block's last bytes hold no header
+            place += block - place % block
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        parts.append(data[place + 7 : place + 7 + length])
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part of one
+            yield b"".join(parts)
+            parts = []
+
+
+def test_an_offline_wandb_run_holds_the_values_and_the_settings(tmp_path):
+    pytest.importorskip("wandb")
+    from wandb.proto import wandb_internal_pb2
+
+    log_as_a_process("wandb", tmp_path)
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    found, settings = {}, {}
+    for data in leveldb_records(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        row = {i.key or i.nested_key[0]: json.loads(i.value_json) for i in record.history.item}
+        found |= {(name, row["_step"]): row[name] for name in row if name.endswith("loss")}
+        settings |= {u.key: json.loads(u.value_json) for u in record.run.config.update}
+    assert found == pytest.approx(VALUES) and settings["seed"] == 1337
 
 
 # ---- curves

@@ -1,0 +1,129 @@
+"""How fast HellaSwag is scored here, beside the lecture's script, in one run on the same items.
+
+    python tests/bench_hellaswag.py ITEMS.jsonl [BUILD_NANOGPT] [--slices 3] [--items 48]
+
+GPT-2 124M's shape with random weights. BUILD_NANOGPT is a checkout of the lecture's repository: its
+own `evaluate` runs, item by item, on a transformers model with the same weights. Every slice takes
+neighbours in order of length, as a batch of the full run does. Rounds are interleaved, so that a
+busy machine slows all of them. Exit status 1 if a winner differs that should not.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import json
+import re
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import tiktoken
+import torch
+
+from nanogpt_lib.config import run_program
+from nanogpt_lib.device import cpu_multiplies_bfloat16
+from nanogpt_lib.hellaswag import item_losses, read_items
+from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.pretrained import save_huggingface
+from nanogpt_lib.tokenizer import GPT2Tokenizer
+
+
+def lecture_script(checkout: Path, model: GPT):
+    """The lecture's hellaswag.py as a module, given this model and our tokenizer (same ids)."""
+    from transformers import GPT2LMHeadModel
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_huggingface(folder, vars(model.config), model.state_dict())
+        theirs = GPT2LMHeadModel.from_pretrained(folder).eval()
+    tiktoken.get_encoding = lambda name: GPT2Tokenizer()
+    spec = importlib.util.spec_from_file_location("lecture_hellaswag", checkout / "hellaswag.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.GPT2LMHeadModel = SimpleNamespace(from_pretrained=lambda name: theirs)
+    return module
+
+
+def lecture_losses(module, examples: list[dict]) -> torch.Tensor:
+    """Mean loss per token of each ending, (items, 4), as the lecture's script prints it."""
+    rows = []
+    for example in examples:
+        module.iterate_examples = lambda split, example=example: [example]
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            module.evaluate("gpt2", "cpu")
+        rows.append(
+            [float(x) for x in re.findall(r"^\d \(loss: ([\d.]+)\)", said.getvalue(), re.M)]
+        )
+    return torch.tensor(rows)
+
+
+def winners_changed(exact: torch.Tensor, other: torch.Tensor, items: list, gap: float) -> list[int]:
+    """By sum, token and byte: winners that change though the two best are over `gap` apart."""
+    lengths = torch.tensor([[len(ending) for ending in item.endings] for item in items])
+    sizes, found = torch.tensor([item.ending_bytes for item in items]), []
+    for size in (torch.ones_like(lengths), lengths, sizes):
+        two = (exact / size).sort(dim=1).values
+        changed = (exact / size).argmin(dim=1) != (other / size).argmin(dim=1)
+        found.append(int((changed & (two[:, 1] - two[:, 0] > gap)).sum()))
+    return found
+
+
+def main() -> int:
+    """Measure and compare."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("items", type=Path)
+    parser.add_argument("checkout", type=Path, nargs="?")
+    parser.add_argument("--slices", type=int, default=3)
+    parser.add_argument("--items", dest="count", type=int, default=96, help="items per slice")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    model = GPT(GPTConfig()).eval()
+    items = read_items(args.items, GPT2Tokenizer())
+    raw = [json.loads(line) for line in args.items.read_text("utf-8").splitlines()]
+    order = sorted(range(len(items)), key=lambda i: len(items[i].context))
+    lecture = lecture_script(args.checkout, model) if args.checkout else None
+    dtypes = [torch.float32] + [torch.bfloat16] * cpu_multiplies_bfloat16()
+    seconds = dict.fromkeys(["lecture", *dtypes], 0.0)
+    scored = dict.fromkeys(["lecture", *dtypes], 0)
+    wrong = 0
+    for part in range(args.slices):
+        middle = (2 * part + 1) * len(items) // (2 * args.slices)
+        chosen = order[middle - args.count // 2 :][: args.count]
+        few, losses = [items[i] for i in chosen], {}
+        for dtype in dtypes:
+            item_losses(model, few[:2], dtype=dtype)  # warm-up
+            start = time.perf_counter()
+            losses[dtype] = item_losses(model, few, dtype=dtype)
+            seconds[dtype] += time.perf_counter() - start
+            scored[dtype] += len(few)
+        exact = losses[torch.float32]
+        for dtype in dtypes[1:]:
+            error = (losses[dtype] - exact).abs()
+            flips = winners_changed(exact, losses[dtype], few, gap=0.02)
+            wrong += sum(flips)
+            print(
+                f"slice {part}: {dtype} differs by {error.mean():.4f} nats, at most "
+                f"{error.max():.4f}; winners changed where scores are 0.02 apart: {flips}"
+            )
+        if lecture:
+            every = range(0, len(few), max(1, len(few) // 5))
+            start = time.perf_counter()
+            theirs = lecture_losses(lecture, [raw[chosen[i]] for i in every])
+            seconds["lecture"] += time.perf_counter() - start
+            scored["lecture"] += len(every)
+            torch.set_float32_matmul_precision("highest")  # the script sets "high"
+            sizes = torch.tensor([[len(e) for e in few[i].endings] for i in every])
+            difference = (exact[list(every)] / sizes - theirs).abs().max().item()
+            wrong += difference > 2e-4
+            print(f"slice {part}: per token, item by item: lecture and ours {difference:.5f} apart")
+    for name in scored:
+        if scored[name]:
+            rate = scored[name] / seconds[name]
+            ratio = rate * seconds["lecture"] / scored["lecture"] if lecture else float("nan")
+            print(f"{str(name):15} {rate:6.2f} items/s   {ratio:5.1f} × the lecture's loop")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    run_program("bench_hellaswag.py", main)
