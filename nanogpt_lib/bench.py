@@ -5,6 +5,7 @@
     python nanogpt_lib/bench.py --json ladder.json --build-nanogpt DIR --nanogpt DIR
                                                        their own steps too; write all rows, with
                                                        card, driver, versions and commit
+    python nanogpt_lib/bench.py --sampling --nanogpt DIR       tokens per second when drawing text
 
 Every rung keeps what the rungs above it changed. A rung this machine cannot climb says so.
 """
@@ -15,7 +16,9 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import contextlib
 import platform
+import re
 import subprocess
 from dataclasses import replace
 from datetime import timedelta
@@ -34,6 +37,7 @@ from nanogpt_lib.device import (
 from nanogpt_lib.ladder import Rung, further_changes, lecture_rungs, measure_or_note, row_of
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.others import time_theirs
+from nanogpt_lib.samplers import print_sampling
 from nanogpt_lib.shards import write_json
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "bias")
@@ -170,8 +174,19 @@ def machine(name: str) -> dict:
     return {"device": name, "threads": torch.get_num_threads(), **versions, "commit": commit}
 
 
+def name_of(device: torch.device) -> str:
+    """The card's or the processor's name, as far as the system tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Climb the ladder, then extrapolate."""
+    """Climb the ladder, then extrapolate; or, with --sampling, draw text."""
     parser = OneLineParser(prog="bench.py", description=__doc__.split("\n")[0])
     parser.add_argument("--preset", default="gpt2-124m", choices=list(PRESETS))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
@@ -184,18 +199,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--build-nanogpt", type=Path, help="also time the step of this checkout")
     parser.add_argument("--nanogpt", type=Path, help="also time the step of this checkout")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--sampling", action="store_true", help="draw text instead, and time it")
+    parser.add_argument("--new-tokens", type=int, default=400, help="tokens per text (--sampling)")
     args = parser.parse_args(argv)
     device = detect_device(args.device)
     on_cpu = device.type == "cpu"
     config = TrainConfig(**PRESETS[args.preset])
     shape = {key: getattr(config, key) for key in SHAPE}
-    if args.block_size or on_cpu:
+    if args.block_size or (on_cpu and not args.sampling):
         shape["block_size"] = args.block_size or min(256, config.block_size)
     rows = args.batch_size or (1 if on_cpu else 16)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    name = name or platform.machine()
-    print(f"{args.preset}: {rows} × {shape['block_size']} tokens per step, {device} ({name}),")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    name = name_of(device)
+    print(f"{args.preset} on {device} ({name}), torch {torch.__version__}, ", end="")
+    print(f"{torch.get_num_threads()} threads")
+    if args.sampling:
+        rates = print_sampling(shape, device, args.new_tokens, args.nanogpt)
+        if args.json:
+            write_json(args.json, {**machine(name), "preset": args.preset, "sampling": rates})
+        return
+    print(f"{rows} × {shape['block_size']} tokens per step\n")
     compile = args.compile or device.type == "cuda"
     steps = args.steps or (3 if on_cpu else 20)
     further = further_changes(device, compile)

@@ -13,6 +13,9 @@ from time import perf_counter
 
 import torch
 import torch.nn as nn
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from nanogpt_lib.config import UserError
 
@@ -125,6 +128,46 @@ def compile_model(model: nn.Module, wanted: str, device: torch.device, x, y, dty
         result = model, f"not compiled ({type(error).__name__}: {first})"
     model.zero_grad(set_to_none=True)
     return result
+
+
+class PackedLinear(TorchFunctionMode):
+    """While it is entered, linear layers run through oneDNN with weights arranged once.
+
+    For inference on a CPU, on weights that stay as they are; `rows` is the number of rows the
+    inputs will have. The format is autocast's inside autocast, else that of the weights.
+    """
+
+    def __init__(self, rows: int):
+        super().__init__()
+        self.rows, self.packed = rows, {}
+
+    def pack(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple:
+        """Cast and rearrange a weight (out, in)."""
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), self.rows)
+        return weight, None if bias is None else bias.to(dtype)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        """Called by PyTorch in place of every function: linear is replaced, others pass."""
+        if function is not F.linear:
+            return function(*args, **(kwargs or {}))
+        x, weight, bias = (*args, None)[:3]
+        mixed = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if mixed else weight.dtype
+        key = (weight.data_ptr(), dtype)
+        if key not in self.packed:
+            self.packed[key] = self.pack(weight, bias, dtype)
+        arguments = (x.to(dtype), *self.packed[key], "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(*arguments)
+
+
+@contextlib.contextmanager
+def fast_products(device: torch.device, dtype: torch.dtype, rows: int):
+    """The context for inference: autocast to dtype and, on x86 CPUs that can, packed weights."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()
+    able = x86 and (dtype == torch.float32 or cpu_multiplies_bfloat16())
+    packs = device.type == "cpu" and able
+    with autocast(device, dtype), PackedLinear(rows) if packs else contextlib.nullcontext():
+        yield
 
 
 # Dense bf16/fp16 matrix products, in TFLOP/s, from the makers' data sheets (without sparsity).

@@ -15,7 +15,6 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
 
 import argparse
 import json
-import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -26,12 +25,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from nanogpt_lib.checkpoint import load_model
 from nanogpt_lib.config import OneLineParser, UserError, run_program
-from nanogpt_lib.device import autocast, choose_dtype, cpu_multiplies_bfloat16, detect_device
+from nanogpt_lib.device import choose_dtype, detect_device, fast_products
 from nanogpt_lib.distributed import World, add_up
 from nanogpt_lib.model import GPT
 from nanogpt_lib.tokenizer import GPT2Tokenizer
@@ -217,42 +215,6 @@ def batch_losses(model: GPT, items: list[Item], head: Tensor, budget: int) -> Te
     return sums.view(-1, 4)
 
 
-class PackedLinear(TorchFunctionMode):
-    """While it is entered, linear layers run through oneDNN in `dtype`, weights laid out once.
-
-    For inference on an x86 CPU. PyTorch hands float32 products to MKL, which on AMD's CPUs is half
-    as fast, and in bfloat16 it would arrange the same weights anew for every batch.
-    """
-
-    def __init__(self, dtype: torch.dtype):
-        super().__init__()
-        self.dtype, self.packed = dtype, {}
-
-    def pack(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Cast and rearrange a weight (out, in) for products with some thousand rows."""
-        weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype), 2048)
-        return weight, None if bias is None else bias.to(self.dtype)
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        """Called by PyTorch in place of every function: linear is replaced, others pass."""
-        if function is not F.linear:
-            return function(*args, **(kwargs or {}))
-        x, weight, bias = (*args, None)[:3]
-        if (key := weight.data_ptr()) not in self.packed:
-            self.packed[key] = self.pack(weight, bias)
-        arguments = (x.to(self.dtype), *self.packed[key], "none", [], "")
-        return torch.ops.mkldnn._linear_pointwise(*arguments)
-
-
-def fast_products(device: torch.device, dtype: torch.dtype):
-    """The context in which items are scored: oneDNN where PyTorch has it, autocast elsewhere."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()
-    able = dtype == torch.float32 or cpu_multiplies_bfloat16()
-    if device.type == "cpu" and x86 and able:
-        return PackedLinear(dtype)
-    return autocast(device, dtype)
-
-
 @torch.inference_mode()
 def item_losses(
     model: GPT,
@@ -272,7 +234,7 @@ def item_losses(
     head, sums = centred_head(model, dtype), torch.empty(len(items), 4)
     order = sorted(range(len(items)), key=lambda i: len(items[i].context))
     bar = tqdm(total=len(items), desc="HellaSwag", disable=not progress, leave=False)
-    with bar, fast_products(device, dtype):  # around the loop: each weight is cast once
+    with bar, fast_products(device, dtype, rows=2048):  # around the loop: each weight once
         for run in fill([len(items[i].context) for i in order], budget):
             chosen = [order[i] for i in run]
             sums[chosen] = batch_losses(model, [items[i] for i in chosen], head, budget)

@@ -18,8 +18,8 @@ import torch
 
 from nanogpt_lib.checkpoint import load_model
 from nanogpt_lib.config import OneLineParser, UserError, run_program
-from nanogpt_lib.device import autocast, choose_dtype, detect_device
-from nanogpt_lib.sampling import pack_weights, stream
+from nanogpt_lib.device import choose_dtype, detect_device, fast_products
+from nanogpt_lib.sampling import stream
 
 
 def read_prompt(prompt: str) -> str:
@@ -61,8 +61,6 @@ def main(argv: list[str] | None = None) -> None:
     dtype = choose_dtype(device, args.dtype)
     model, tokenizer = load_model(args.checkpoint)
     model.to(device).eval()
-    if device.type == "cpu":
-        pack_weights(model, dtype)
     prompt = tokenizer.encode(read_prompt(args.prompt))
     idx = torch.tensor([prompt] * args.num_samples, dtype=torch.long, device=device)
     tokens = stream(
@@ -78,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = [list(prompt) for _ in range(args.num_samples)]
     utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may split a character
     print(f"--- sample 1\n{tokenizer.decode(prompt)}" if prompt else "", end="", flush=True)
-    with autocast(device, dtype):
+    with fast_products(device, dtype, rows=args.num_samples):
         for column in tokens:
             ended = rows[0][-1] == tokenizer.eot and len(rows[0]) > len(prompt)
             for row, token in zip(rows, column[:, 0].tolist(), strict=True):

@@ -195,36 +195,3 @@ def continue_prompts(
         if eot in row[n:]:
             del row[row.index(eot, n) :]
     return texts
-
-
-class PackedLinear(torch.nn.Module):
-    """x Wᵀ + b for inference on a CPU, W stored in the order in which oneDNN reads it."""
-
-    def __init__(self, linear: torch.nn.Linear, dtype: torch.dtype):
-        super().__init__()
-        self.dtype, self.in_features = dtype, linear.in_features
-        weight = linear.weight.detach().to(dtype)
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)  # 1: rows to expect
-        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, in) → (…, out), in the format of the weights."""
-        x = x.to(self.dtype)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-
-
-def pack_weights(model: GPT, dtype: torch.dtype) -> GPT:
-    """Make a model on the CPU draw faster, in place; from then on it can only infer.
-
-    The blocks' matrices go to `dtype` (bfloat16 changes logits by about 0.02), the head stays in
-    float32. Without oneDNN the model is returned as it is.
-    """
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return model
-    for block in model.transformer.h:
-        for part in (block.attn, block.mlp):
-            for name, layer in list(part.named_children()):
-                if isinstance(layer, torch.nn.Linear):
-                    setattr(part, name, PackedLinear(layer, dtype))
-    model.lm_head = PackedLinear(model.lm_head, torch.float32)
-    return model

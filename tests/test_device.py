@@ -21,6 +21,7 @@ from nanogpt_lib.device import (
     choose_dtype,
     compile_model,
     detect_device,
+    fast_products,
     flops_per_token,
     median_seconds,
     peak_flops,
@@ -402,3 +403,39 @@ def test_a_run_that_does_not_fit_says_in_one_line_which_micro_batch_to_try(tiny_
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     said = re.search(r"out of memory with 65536 rows; .* try --batch-size (\d+) \(", done.stderr)
     assert said and int(said[1]) < 65536 and 65536 % int(said[1]) == 0
+
+
+# --- packed weights
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_packed_products_equal_plain_ones_and_leave_with_their_context(dtype, tolerance, rows):
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(33, 17), torch.randn(rows, 33)
+    with torch.inference_mode():
+        plain = layer(x)
+        with fast_products(CPU, dtype, rows):
+            inside = [layer(x) for _ in range(2)]
+        assert inside[0].dtype == dtype and torch.equal(*inside)
+        assert torch.allclose(inside[0].float(), plain, atol=tolerance)
+        assert torch.equal(layer(x), plain)
+
+
+def test_each_weight_is_packed_once_per_format_and_autocast_off_means_its_own():
+    layer, x = torch.nn.Linear(33, 17, bias=False), torch.randn(2, 33)
+    with torch.inference_mode(), module.PackedLinear(1) as packed:
+        if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+            pytest.skip("PyTorch without oneDNN")
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == layer(x).dtype == torch.bfloat16
+            with torch.autocast("cpu", enabled=False):
+                assert layer(x).dtype == torch.float32
+        assert len(packed.packed) == 2
+
+
+def test_a_cpu_without_bfloat16_products_packs_nothing(monkeypatch):
+    monkeypatch.setattr(module, "cpu_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(module, "PackedLinear", None)  # would not be callable
+    with fast_products(CPU, torch.bfloat16, 1):
+        assert torch.is_autocast_enabled("cpu")

@@ -1,15 +1,14 @@
 """What sampling promises."""
 
-import copy
 import math
 
 import pytest
 import torch
 
 from nanogpt_lib.config import UserError
+from nanogpt_lib.device import fast_products
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.sampling import (
-    PackedLinear,
     context_start,
     continue_prompts,
     draw,
@@ -18,7 +17,6 @@ from nanogpt_lib.sampling import (
     keep_top_p,
     new_cache,
     next_token_probabilities,
-    pack_weights,
     stream,
 )
 from nanogpt_lib.tokenizer import CharTokenizer
@@ -370,34 +368,22 @@ def test_an_empty_prompt_among_several_is_refused():
 
 # --- packed weights
 
-packs = pytest.mark.skipif(
-    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="PyTorch without oneDNN"
-)
 
-
-@packs
-def test_a_packed_model_writes_the_same_text_in_float32():
+def test_packed_weights_write_the_same_text_in_float32():
     model, idx = make_model(), prompts(2, 5)
-    packed = pack_weights(copy.deepcopy(model), torch.float32)
-    assert sum(isinstance(m, PackedLinear) for m in packed.modules()) == 4 * 2 + 1
-    hidden = (packed.hidden_states(idx), model.hidden_states(idx))
-    assert torch.allclose(*hidden, atol=1e-4)
-    assert torch.equal(text(packed, idx, 30, top_k=9), text(model, idx, 30, top_k=9))
+    with fast_products(torch.device("cpu"), torch.float32, rows=1):
+        packed = text(model, idx, 30, top_k=9)
+    assert torch.equal(packed, text(model, idx, 30, top_k=9))
 
 
-@packs
 @pytest.mark.parametrize("bias", [True, False])
-def test_bfloat16_weights_move_the_logits_a_little_and_the_head_stays_float32(bias):
+def test_bfloat16_moves_the_logits_a_little_and_the_head_stays_float32(bias):
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=128, bias=bias)).eval()
-    packed, idx = pack_weights(copy.deepcopy(model), torch.bfloat16), prompts(2, 40, 50257)
+    idx = prompts(2, 40, 50257)
     with torch.no_grad():
-        logits, exact = packed.head(packed.hidden_states(idx)), model.head(model.hidden_states(idx))
-    assert logits.dtype == torch.float32 and packed.lm_head.dtype == torch.float32
+        exact = model.head(model.hidden_states(idx))
+        with fast_products(torch.device("cpu"), torch.bfloat16, rows=1):
+            logits = model.head(model.hidden_states(idx))
     assert 0 < (logits - exact).abs().max() < 0.03
-
-
-@packs
-def test_packing_leaves_the_cut_of_padding_columns():
-    model = pack_weights(make_model(vocab_multiple=64), torch.float32)
-    assert (generate(model, prompts(8, 3), 20) < 37).all()
+    assert (logits.bfloat16().float() == logits).float().mean() < 0.1  # not on the grid of bf16
