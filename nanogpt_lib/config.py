@@ -67,6 +67,9 @@ class TrainConfig:
     max_steps: int = option(19073, "optimizer steps")
     learning_rate: float = option(6e-4, "peak learning rate, reached after the warm-up")
     min_lr: float = option(6e-5, "learning rate at the end of the cosine")
+    muon_learning_rate: float = option(
+        0.0, "peak learning rate of the blocks' matrices under Muon (0: AdamW for all)"
+    )
     warmup_steps: int = option(715, "steps of linear warm-up")
     weight_decay: float = option(0.1, "AdamW weight decay, on matrices only")
     beta1: float = option(0.9, "AdamW: decay of the gradient's running mean")
@@ -106,18 +109,20 @@ PRESETS: dict[str, dict] = {
         data="data/pydocs", out="runs/quickstart",
         n_layer=4, n_head=4, n_embd=256, block_size=64, bias=False, vocab_multiple=1,
         attention="manual",  # on a CPU in bfloat16 SDPA's backward pass takes longer
-        batch_size=16, total_batch_size=16 * 64, max_steps=1600,
-        learning_rate=1.5e-3, min_lr=1e-4, warmup_steps=50, beta2=0.95,
+        batch_size=16, total_batch_size=16 * 64, max_steps=1200,
+        learning_rate=4e-3, min_lr=1e-4, muon_learning_rate=0.03, warmup_steps=20,
+        weight_decay=0.0,
         eval_every=200, eval_tokens=65_536, save_every=400, sample_every=400,
         sample_prompt="The ", sample_tokens=200, log_every=100,
     ),
-    # nanoGPT's README example for a laptop; only the peak learning rate is not its 1e-3
+    # the model, data and batch of nanoGPT's README example for a laptop; a recipe of our own
     "shakespeare-char": dict(
         data="data/shakespeare", out="runs/shakespeare-char",
         n_layer=4, n_head=4, n_embd=128, block_size=64, bias=False, vocab_multiple=1,
         attention="manual",
-        batch_size=12, total_batch_size=12 * 64, max_steps=2000,
-        learning_rate=3e-3, min_lr=1e-4, warmup_steps=100, beta2=0.99,
+        batch_size=12, total_batch_size=12 * 64, max_steps=1000,
+        learning_rate=6e-3, min_lr=1e-4, muon_learning_rate=0.03, warmup_steps=20, beta1=0.85,
+        weight_decay=0.0,
         eval_every=250, eval_tokens=110_592, save_every=500, sample_every=500,
         sample_prompt="\n", sample_tokens=200, log_every=50,
     ),
@@ -271,6 +276,8 @@ def check_config(config: TrainConfig) -> None:
     for name in ("dropout", "beta1", "beta2"):
         if not getattr(config, name) < 1:
             raise UserError(f"--{name} must be less than 1")
+    if config.muon_learning_rate and config.parallel == "fsdp":
+        raise UserError("--muon-learning-rate needs whole matrices, --parallel fsdp splits them")
     if config.n_embd % config.n_head:
         raise UserError(f"--n-embd {config.n_embd} cannot be divided by --n-head {config.n_head}")
 

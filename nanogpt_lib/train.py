@@ -78,7 +78,7 @@ from nanogpt_lib.hellaswag import Item, describe_items, read_items, score_items
 from nanogpt_lib.loader import ReadAhead, TokenLoader, feed
 from nanogpt_lib.logbook import RunLog, external_logger, plot_run, read_log, series
 from nanogpt_lib.model import GPT, GPTConfig, count_parameters
-from nanogpt_lib.optimizer import learning_rate_at, make_optimizer
+from nanogpt_lib.optimizer import learning_rate_at, make_optimizer, set_learning_rate
 from nanogpt_lib.sampling import generate
 from nanogpt_lib.shards import (
     TokenStream,
@@ -178,9 +178,13 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
     raw.to(device).train()
     if config.parallel == "fsdp":
         shard_fsdp(raw, world, device)
-    betas = (config.beta1, config.beta2)
     optimizer = make_optimizer(
-        raw, learning_rate=config.learning_rate, weight_decay=config.weight_decay, betas=betas
+        raw,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=(config.beta1, config.beta2),
+        muon_learning_rate=config.muon_learning_rate,
+        dtype=torch.float32 if dtype == torch.float16 else dtype,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     x = torch.zeros(config.batch_size, config.block_size, dtype=torch.long, device=device)
@@ -316,8 +320,7 @@ def update(run: Run, lr: float, stopper: Stopper) -> tuple[float, float, bool]:
 
     A loss or gradient that is not finite changes nothing: it is left out, or ends the run.
     """
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
+    set_learning_rate(run.optimizer, lr)
     world, start = run.world, run.loader.state_dict()
     loss, norm = gradients(run)
     bad = [float(rank == world.rank and not math.isfinite(loss)) for rank in range(world.size)]
