@@ -236,7 +236,12 @@ def load_model(source: str, **changes) -> tuple[GPT, GPT2Tokenizer | CharTokeniz
     """
     ours = Path(source).exists() and not (Path(source) / "model.safetensors").exists()
     if not ours and not (Path(source) / "state.json").exists():
-        return GPT.from_pretrained(source, **changes), GPT2Tokenizer()
+        model, tokenizer = GPT.from_pretrained(source, **changes), GPT2Tokenizer()
+        if model.config.vocab_size != tokenizer.vocab_size:
+            raise UserError(
+                f"{source}: {model.config.vocab_size} tokens, so not GPT-2's; give the run itself"
+            )
+        return model, tokenizer
     folder, state = newest_checkpoint(source)
     model = build_from_state(folder, state)
     if changes:

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import perf_counter
 
 import torch
@@ -134,12 +134,15 @@ class PackedLinear(TorchFunctionMode):
     """While it is entered, linear layers run through oneDNN with weights arranged once.
 
     For inference on a CPU, on weights that stay as they are; `rows` is the number of rows the
-    inputs will have. The format is autocast's inside autocast, else that of the weights.
+    inputs will have. The format is autocast's inside autocast, else that of the weights. After the
+    weights in `gelu_after` a GELU (tanh) follows, which oneDNN computes while it has the sums.
     """
 
-    def __init__(self, rows: int):
+    def __init__(self, rows: int, gelu_after: Iterable[Tensor] = ()):
         super().__init__()
         self.rows, self.packed = rows, {}
+        self.gelu_after = {weight.data_ptr() for weight in gelu_after}
+        self.activated = None  # the last output that has its GELU already
 
     def pack(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple:
         """Cast and rearrange a weight (out, in)."""
@@ -148,6 +151,8 @@ class PackedLinear(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Called by PyTorch in place of every function: linear is replaced, others pass."""
+        if function is F.gelu and args[0] is self.activated:
+            return self.activated
         if function is not F.linear:
             return function(*args, **(kwargs or {}))
         x, weight, bias = (*args, None)[:3]
@@ -156,17 +161,23 @@ class PackedLinear(TorchFunctionMode):
         key = (weight.data_ptr(), dtype)
         if key not in self.packed:
             self.packed[key] = self.pack(weight, bias, dtype)
-        arguments = (x.to(dtype), *self.packed[key], "none", [], "")
-        return torch.ops.mkldnn._linear_pointwise(*arguments)
+        gelu = weight.data_ptr() in self.gelu_after
+        then = ("gelu", [], "tanh") if gelu else ("none", [], "")
+        y = torch.ops.mkldnn._linear_pointwise(x.to(dtype), *self.packed[key], *then)
+        self.activated = y if gelu else None
+        return y
 
 
 @contextlib.contextmanager
-def fast_products(device: torch.device, dtype: torch.dtype, rows: int):
+def fast_products(
+    device: torch.device, dtype: torch.dtype, rows: int, gelu_after: Iterable[Tensor] = ()
+):
     """The context for inference: autocast to dtype and, on x86 CPUs that can, packed weights."""
     x86 = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()
     able = x86 and (dtype == torch.float32 or cpu_multiplies_bfloat16())
     packs = device.type == "cpu" and able
-    with autocast(device, dtype), PackedLinear(rows) if packs else contextlib.nullcontext():
+    packed = PackedLinear(rows, gelu_after) if packs else contextlib.nullcontext()
+    with autocast(device, dtype), packed:
         yield
 
 

@@ -234,7 +234,9 @@ def item_losses(
     head, sums = centred_head(model, dtype), torch.empty(len(items), 4)
     order = sorted(range(len(items)), key=lambda i: len(items[i].context))
     bar = tqdm(total=len(items), desc="HellaSwag", disable=not progress, leave=False)
-    with bar, fast_products(device, dtype, rows=2048):  # around the loop: each weight once
+    widened = [block.mlp.c_fc.weight for block in model.transformer.h]
+    fast = fast_products(device, dtype, rows=2048, gelu_after=widened)
+    with bar, fast:  # around the loop: each weight once
         for run in fill([len(items[i].context) for i in order], budget):
             chosen = [order[i] for i in run]
             sums[chosen] = batch_losses(model, [items[i] for i in chosen], head, budget)

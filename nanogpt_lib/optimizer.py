@@ -120,8 +120,9 @@ class Muon(AdamW):
             ahead = []  # Nesterov: the momentum as it will be after one more such gradient
             for p in params:
                 state = self.state[p]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(p)
+                if not state:  # AdamW expects a count of steps wherever there is a state
+                    state["step"], state["momentum"] = torch.zeros(()), torch.zeros_like(p)
+                state["step"] += 1
                 momentum = state["momentum"].lerp_(p.grad, 1 - beta)
                 ahead.append(p.grad.lerp(momentum, beta))
                 p.grad = None  # AdamW passes over it

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY = (
     "--n-layer 1 --n-head 2 --n-embd 32 --block-size 32 --batch-size 4 --total-batch-size 256 "
     "--max-steps 6 --warmup-steps 2 --eval-every 3 --eval-tokens 960 --save-every 2 "
-    "--keep-checkpoints 0 --sample-every 0 --sample-tokens 8 --device cpu --dtype float32"
+    "--keep-checkpoints 0 --sample-every 0 --sample-tokens 8 --device cpu --dtype float32 "
+    "--muon-learning-rate 0"
 ).split()
 
 

@@ -72,12 +72,13 @@ def names(out):
 # --- exact --------------------------------------------------------------------------------------
 
 
-def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tiny_data, tmp_path):
-    stream = TokenStream(tiny_data, "train")
+@pytest.mark.parametrize("muon", [0.0, 0.02])
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(muon, tiny_data, tmp_path):
+    stream, how = TokenStream(tiny_data, "train"), dict(learning_rate=1e-2, muon_learning_rate=muon)
 
     def start():
-        model, optimizer = tiny(vocab_size=stream.vocab_size)
-        return model, optimizer, TokenLoader(stream, 4, 16)
+        model, _ = tiny(vocab_size=stream.vocab_size)
+        return model, make_optimizer(model, **how), TokenLoader(stream, 4, 16)
 
     whole = start()
     train(*whole, 12)
@@ -86,7 +87,7 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tiny_data, tmp_path):
     save_checkpoint(tmp_path, 7, model, optimizer, {"loader": loader.state_dict()})
     resumed, state, folder = load_checkpoint(tmp_path)
     assert state["step"] == 7 and same(resumed, model)
-    again, later = make_optimizer(resumed, learning_rate=1e-2), TokenLoader(stream, 4, 16)
+    again, later = make_optimizer(resumed, **how), TokenLoader(stream, 4, 16)
     load_optimizer(folder, again)
     later.load_state_dict(state["loader"])
     train(resumed, again, later, 5)
@@ -330,7 +331,11 @@ def test_load_model_takes_a_run_one_checkpoint_and_a_hugging_face_folder(tmp_pat
         loaded, tokenizer = load_model(str(source))
         assert same(loaded, model) and isinstance(tokenizer, CharTokenizer)
     save_huggingface(tmp_path / "hf", vars(model.config), model.state_dict())
-    loaded, tokenizer = load_model(str(tmp_path / "hf"))
+    with pytest.raises(UserError, match="not GPT-2's; give the run itself"):
+        load_model(str(tmp_path / "hf"))
+    model, _ = tiny(vocab_size=50257)
+    save_huggingface(tmp_path / "hf2", vars(model.config), model.state_dict())
+    loaded, tokenizer = load_model(str(tmp_path / "hf2"))
     assert same(loaded, model) and isinstance(tokenizer, GPT2Tokenizer)
 
 

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import TINY, log_of
 from nanogpt_lib import device as module
+from nanogpt_lib import run as run_module
 from nanogpt_lib import train
 from nanogpt_lib.checkpoint import load_checkpoint
 from nanogpt_lib.config import UserError
@@ -130,7 +131,7 @@ def test_a_float16_run_scales_its_gradients_and_follows_the_float32_run(
 ):
     logs = []
     for dtype in (torch.float32, torch.float16):  # as on a GPU that cannot multiply bfloat16
-        monkeypatch.setattr(train, "choose_dtype", lambda device, wanted, dtype=dtype: dtype)
+        monkeypatch.setattr(run_module, "choose_dtype", lambda device, wanted, dtype=dtype: dtype)
         out = tmp_path / str(dtype)
         assert train.main([*TINY, "--data", str(tiny_data), "--out", str(out)]) == 0
         logs.append([record for record in log_of(out) if "train_loss" in record])
@@ -439,3 +440,15 @@ def test_a_cpu_without_bfloat16_products_packs_nothing(monkeypatch):
     monkeypatch.setattr(module, "PackedLinear", None)  # would not be callable
     with fast_products(CPU, torch.bfloat16, 1):
         assert torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_a_gelu_computed_with_its_layer_is_not_computed_again(dtype, tolerance):
+    torch.manual_seed(0)
+    layer, gelu, x = torch.nn.Linear(33, 17), torch.nn.GELU("tanh"), torch.randn(5, 33)
+    with torch.inference_mode():
+        plain = gelu(layer(x))
+        with fast_products(CPU, dtype, 5, gelu_after=[layer.weight]):
+            fused, again = gelu(layer(x)), gelu(x)
+        assert torch.allclose(fused.float(), plain, atol=tolerance)
+        assert torch.equal(again.float(), gelu(x))  # another GELU is not passed over

@@ -21,6 +21,7 @@ import torch
 import torture
 
 from conftest import ROOT, TINY, log_of
+from nanogpt_lib import run as run_module
 from nanogpt_lib import train
 from nanogpt_lib.checkpoint import checkpoints, load_model, newest_checkpoint
 from nanogpt_lib.config import UserError, as_dict, parse_config
@@ -316,7 +317,7 @@ def test_so_many_bad_steps_in_a_row_may_be_left_out(tiny_data, tmp_path, monkeyp
 
 def test_float16_looking_for_its_scale_is_no_bad_step(tiny_data, tmp_path, monkeypatch):
     # the program refuses float16 on a CPU, where it is slow; here the arithmetic is what counts
-    monkeypatch.setattr(train, "choose_dtype", lambda device, wanted: torch.float16)
+    monkeypatch.setattr(run_module, "choose_dtype", lambda device, wanted: torch.float16)
     bad_at(monkeypatch, 1, loss=3.0, norm=math.inf)
     assert train.main(flags(tiny_data, tmp_path / "run")) == 0
     monkeypatch.setattr(train.torch.amp.GradScaler, "get_scale", lambda scaler: 0.5)

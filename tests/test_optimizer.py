@@ -8,7 +8,14 @@ import torch.nn as nn
 
 from nanogpt_lib.config import PRESETS, TrainConfig
 from nanogpt_lib.model import GPT, GPTConfig, count_parameters
-from nanogpt_lib.optimizer import decay_groups, learning_rate_at, make_optimizer
+from nanogpt_lib.optimizer import (
+    Muon,
+    decay_groups,
+    learning_rate_at,
+    make_optimizer,
+    orthogonalise,
+    set_learning_rate,
+)
 
 TINY = dict(block_size=16, vocab_size=50, n_layer=2, n_head=2, n_embd=16)
 GPT2 = dict(max_lr=6e-4, min_lr=6e-5, warmup_steps=715, max_steps=19_073)
@@ -191,3 +198,70 @@ def test_accumulated_gradients_equal_the_large_batch_only_with_the_division():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     worst = max((a - b).abs().max() for a, b in zip(accumulated(1), whole, strict=True))
     assert worst > 1e-2
+
+
+# --- Muon
+
+
+def muon_pair(shapes, **how):
+    """Equal parameters under our Muon and PyTorch's, both with products in bfloat16."""
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(0.1 * torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    mine = Muon([{"params": ours, "muon": True}], torch.bfloat16, betas=(0.9, 0.95), **how)
+    return (
+        ours,
+        theirs,
+        mine,
+        torch.optim.Muon(theirs, momentum=0.9, adjust_lr_fn="original", **how),
+    )
+
+
+def test_muon_equals_pytorchs_up_to_bfloat16():
+    ours, theirs, mine, reference = muon_pair([(24, 6), (6, 24), (6, 6)], lr=0.02, weight_decay=0.1)
+    before = [p.detach().clone() for p in ours]
+    for _ in range(5):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        mine.step()
+        reference.step()
+    for p, q, was in zip(ours, theirs, before, strict=True):
+        moved, expected = (p - was).flatten(), (q - was).flatten()
+        assert torch.nn.functional.cosine_similarity(moved, expected, dim=0) > 0.99
+        assert abs(moved.norm() / expected.norm() - 1) < 0.05
+
+
+@pytest.mark.parametrize("shape", [(5, 40), (40, 5), (3, 7, 7)])
+def test_orthogonalise_brings_singular_values_near_one_and_keeps_directions(shape):
+    torch.manual_seed(1)
+    G = torch.randn(shape)
+    result = orthogonalise(G)
+    values = torch.linalg.svdvals(result)
+    assert result.shape == G.shape and values.min() > 0.3 and values.max() < 1.3
+    left, _, right = torch.linalg.svd(G, full_matrices=False)
+    aligned = (left.mT @ result @ right.mT).diagonal(dim1=-2, dim2=-1)
+    assert torch.allclose(aligned.abs().sort().values, values.sort().values, atol=1e-4)
+
+
+def test_muon_takes_the_blocks_matrices_and_keeps_its_rate_in_proportion():
+    model = tiny()
+    optimizer = make_optimizer(model, learning_rate=1e-3, muon_learning_rate=0.02)
+    names = {id(p): name for name, p in model.named_parameters()}
+    muon = [names[id(p)] for p in optimizer.param_groups[0]["params"]]
+    assert all(".h." in name and name.endswith("weight") for name in muon) and len(muon) % 4 == 0
+    counted = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert counted == len(list(model.parameters()))
+    set_learning_rate(optimizer, 5e-4)
+    assert [round(group["lr"], 9) for group in optimizer.param_groups] == [0.01, 5e-4, 5e-4]
+
+
+def test_an_overflow_found_by_the_scaler_changes_nothing_under_muon():
+    model = tiny()
+    optimizer = make_optimizer(model, learning_rate=1e-3, muon_learning_rate=0.02)
+    before = [p.detach().clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.full_like(p, float("inf"))
+    optimizer.found_inf, optimizer.grad_scale = torch.ones(()), None
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
