@@ -201,6 +201,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--sampling", action="store_true", help="draw text instead, and time it")
     parser.add_argument("--new-tokens", type=int, default=400, help="tokens per text (--sampling)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="the best of these counts (--sampling)"
+    )
     args = parser.parse_args(argv)
     device = detect_device(args.device)
     on_cpu = device.type == "cpu"
@@ -213,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.preset} on {device} ({name}), torch {torch.__version__}, ", end="")
     print(f"{torch.get_num_threads()} threads")
     if args.sampling:
-        rates = print_sampling(shape, device, args.new_tokens, args.nanogpt)
+        rates = print_sampling(shape, device, args.new_tokens, args.rounds, args.nanogpt)
         if args.json:
             write_json(args.json, {**machine(name), "preset": args.preset, "sampling": rates})
         return

@@ -228,20 +228,17 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
         raise UserError(f"{path}: does not fit the model ({error})") from error
 
 
-def load_model(source: str, **changes) -> tuple[GPT, GPT2Tokenizer | CharTokenizer]:
+def load_model(source: str, **changes) -> tuple[GPT, GPT2Tokenizer | CharTokenizer | None]:
     """Model and tokenizer of a run, of one checkpoint, or of a GPT-2 checkpoint (hub name, folder).
 
     `changes` override block_size (the context is cropped), dropout and vocab_multiple (padding).
-    Raises UserError if there is nothing of that name.
+    The tokenizer is None if a folder holds another vocabulary than GPT-2's. Raises UserError if
+    there is nothing of that name.
     """
     ours = Path(source).exists() and not (Path(source) / "model.safetensors").exists()
     if not ours and not (Path(source) / "state.json").exists():
         model, tokenizer = GPT.from_pretrained(source, **changes), GPT2Tokenizer()
-        if model.config.vocab_size != tokenizer.vocab_size:
-            raise UserError(
-                f"{source}: {model.config.vocab_size} tokens, so not GPT-2's; give the run itself"
-            )
-        return model, tokenizer
+        return model, tokenizer if model.config.vocab_size == tokenizer.vocab_size else None
     folder, state = newest_checkpoint(source)
     model = build_from_state(folder, state)
     if changes:

@@ -60,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     device = detect_device(args.device)
     dtype = choose_dtype(device, args.dtype)
     model, tokenizer = load_model(args.checkpoint)
+    if tokenizer is None:
+        raise UserError(f"{args.checkpoint}: its tokenizer is not GPT-2's; give the run itself")
     model.to(device).eval()
     prompt = tokenizer.encode(read_prompt(args.prompt))
     idx = torch.tensor([prompt] * args.num_samples, dtype=torch.long, device=device)

@@ -53,20 +53,22 @@ def ours(shape: dict, device: torch.device) -> dict[str, Callable]:
     return ways
 
 
-def print_sampling(shape: dict, device: torch.device, new: int, checkout: Path | None) -> list:
-    """Tokens per second at batch 1 after a prompt of 8, the best of three rounds taken in turns."""
+def print_sampling(
+    shape: dict, device: torch.device, new: int, rounds: int, checkout: Path | None
+) -> list:
+    """Tokens per second at batch 1 after a prompt of 8, the best of some rounds taken in turns."""
     torch.manual_seed(0)
     ways = theirs(shape, device, checkout) | ours(shape, device)
     idx = torch.randint(50257, (1, 8), device=device)
     best = dict.fromkeys(ways, 0.0)
-    for count in (4, new, new, new):  # the first round warms up
+    for count in (4, *[new] * rounds):  # the first one warms up
         for name, way in ways.items():
             start = perf_counter()
             way(idx, count)
             synchronize(device)
             best[name] = max(best[name], count / (perf_counter() - start)) if count == new else 0.0
     first = next(iter(best.values()))
-    print(f"{new} tokens after a prompt of 8, top-k 50, random weights, best of 3 rounds")
+    print(f"{new} tokens after a prompt of 8, top-k 50, random weights, best of {rounds}")
     for name, rate in best.items():
         print(f"{name:<24}{rate:>10.1f} tokens/s{rate / first:>8.2f}")
     return [{"way": name, "tokens_per_sec": round(rate, 1)} for name, rate in best.items()]

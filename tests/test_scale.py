@@ -4,11 +4,13 @@ Each leg resumes what the one before has saved. Real torchruns; together they co
 and 4, two agents joined by a c10d rendezvous, both values of --parallel, and resuming across all.
 """
 
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +52,15 @@ def torchrun(nodes: int, ranks: int, *args) -> list[str]:
     if os.name == "nt":
         env["USE_LIBUV"] = "0"
     how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-    agents = [subprocess.Popen([*command, *map(str, args)], **how) for _ in range(nodes)]
+    agents = [subprocess.Popen([*command, *map(str, args)], **how)]
     try:
+        # on one machine both agents take themselves for HOST: the first must hold the store's port
+        deadline = time.monotonic() + 60
+        while nodes > 1 and time.monotonic() < deadline and agents[0].poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.1)
+        agents += [subprocess.Popen([*command, *map(str, args)], **how) for _ in range(nodes - 1)]
         said = [agent.communicate(timeout=120) for agent in agents]
     finally:
         for agent in agents:

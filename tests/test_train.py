@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import ROOT, TINY, log_of, program
-from nanogpt_lib import train
+from nanogpt_lib import run, train
 from nanogpt_lib.checkpoint import checkpoints, load_model
 from nanogpt_lib.config import UserError
 from nanogpt_lib.logbook import read_log
@@ -161,7 +161,7 @@ def test_the_124m_configuration_takes_real_steps_with_gpt2_tokens(fox, tmp_path)
     out = tmp_path / "run"
     # the checkpoint of this size is 1.5 GB; it has its own tests
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "save_checkpoint", lambda *a, **k: None)
+        patch.setattr(run, "save_checkpoint", lambda *a, **k: None)
         assert (
             train.main([*flags.split(), "--data", str(tmp_path / "data"), "--out", str(out)]) == 0
         )
