@@ -237,7 +237,8 @@ def choices(program: str, data: Path, run: Path) -> dict[str, list[str]]:
         flags = {f"--{f.name.replace('_', '-')}": NUMBERS + TEXTS[:4] for f in fields(TrainConfig)}
         texts = dict.fromkeys(("--sample-prompt", "--logger", "--dtype", "--device"), TEXTS)
         shorts = dict.fromkeys(("--max-steps", "--sample-tokens", "--n-layer"), SMALL)
-        files = dict.fromkeys(("--data", "--out", "--init-from", "--hellaswag-data"), places)
+        files = dict.fromkeys(("--data", "--init-from", "--hellaswag-data"), places)
+        files["--out"] = places[:-1]  # nothing is written into the repository
         return {**flags, **texts, **shorts, **files, "--compile": ["off", "auto", "perhaps"]}
     flags = {"--checkpoint": places, "--device": TEXTS + ["cpu"], "--dtype": TEXTS + ["float16"]}
     if program == "sample.py":
