@@ -103,10 +103,11 @@ class Muon(AdamW):
     @torch.no_grad()
     def step(self, closure=None):
         """One update; a step in which fp16's scaler found an infinity changes nothing."""
-        if not getattr(self, "found_inf", None):
-            for group in self.param_groups:
-                if group.get("muon"):
-                    self.step_matrices(group)
+        if getattr(self, "found_inf", None):  # AdamW would begin a state for the matrices
+            return None
+        for group in self.param_groups:
+            if group.get("muon"):
+                self.step_matrices(group)
         return super().step(closure)
 
     def step_matrices(self, group: dict) -> None:

@@ -265,3 +265,11 @@ def test_an_overflow_found_by_the_scaler_changes_nothing_under_muon():
     optimizer.found_inf, optimizer.grad_scale = torch.ones(()), None
     optimizer.step()
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    for overflow in (0.0, 1.0, 0.0):  # and the run goes on, through another one
+        optimizer.found_inf = torch.tensor(overflow)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.step()
+        same = [torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True)]
+        assert all(same) if overflow else not any(same)
