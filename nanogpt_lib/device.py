@@ -57,9 +57,14 @@ def median_seconds(
     return statistics.median(seconds[warmup:])
 
 
+def cpu_is_x86() -> bool:
+    """Whether this is an Intel or AMD processor."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
 def cpu_multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for bf16 products; without them fp32 is faster."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
+    if not cpu_is_x86():
         return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
@@ -173,9 +178,9 @@ def fast_products(
     device: torch.device, dtype: torch.dtype, rows: int, gelu_after: Iterable[Tensor] = ()
 ):
     """The context for inference: autocast to dtype and, on x86 CPUs that can, packed weights."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()
-    able = x86 and (dtype == torch.float32 or cpu_multiplies_bfloat16())
-    packs = device.type == "cpu" and able
+    onednn = cpu_is_x86() and torch.backends.mkldnn.is_available()
+    able = dtype == torch.float32 or cpu_multiplies_bfloat16()
+    packs = device.type == "cpu" and onednn and able
     packed = PackedLinear(rows, gelu_after) if packs else contextlib.nullcontext()
     with autocast(device, dtype), packed:
         yield

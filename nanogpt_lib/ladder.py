@@ -27,7 +27,7 @@ from nanogpt_lib.device import (
     peak_flops,
 )
 from nanogpt_lib.loader import ReadAhead, TokenLoader
-from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.model import GPT, GPTConfig, load_weights
 from nanogpt_lib.optimizer import decay_groups, make_optimizer
 from nanogpt_lib.shards import TokenStream, write_splits
 
@@ -216,11 +216,7 @@ def padded(gpt: GPT, vocab_multiple: int) -> GPT:
     if vocab_multiple == 1:
         return gpt
     wider = GPT(replace(gpt.config, vocab_multiple=vocab_multiple))
-    state = gpt.state_dict()
-    extra = wider.config.padded_vocab_size - gpt.config.vocab_size
-    for name in ("transformer.wte.weight", "lm_head.weight"):
-        state[name] = F.pad(state[name], (0, 0, 0, extra))
-    wider.load_state_dict(state)
+    load_weights(wider, gpt.state_dict())
     return wider
 
 

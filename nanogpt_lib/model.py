@@ -200,9 +200,8 @@ class GPT(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits for sampling and scoring, (…, C) → (…, V), in float32 even under autocast."""
         # bf16 near 3 has steps of 0.0156: ties between endings, wrong odds between tokens
-        dtype = self.transformer.wte.weight.dtype  # the head's weights are these
         with torch.autocast(device_type=hidden.device.type, enabled=False):
-            logits = self.lm_head(hidden.to(dtype))
+            logits = self.lm_head(hidden.to(self.lm_head.weight.dtype))
         return logits[..., : self.config.vocab_size].float()
 
     @classmethod

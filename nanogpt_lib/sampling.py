@@ -122,7 +122,7 @@ def stream(
 
     `given` (B, max_new_tokens) holds tokens to take instead of the drawn ones, -1 where to draw.
     """
-    check_prompt(idx, model.config.block_size)
+    check_prompt(idx.size(1), model.config.block_size)
     start, cache = 0, new_cache(model)
     finished = torch.zeros(idx.size(0), 1, dtype=torch.bool, device=idx.device)
     for step in range(max_new_tokens):
@@ -147,12 +147,12 @@ def stream(
             return
 
 
-def check_prompt(idx: Tensor, block_size: int) -> None:
-    """Raise UserError for a prompt (B, T) that is empty or longer than the context."""
-    if idx.size(1) == 0:
+def check_prompt(length: int, block_size: int) -> None:
+    """Raise UserError for a prompt of no tokens, or of more than the context holds."""
+    if length == 0:
         raise UserError("the prompt is empty: there is nothing to continue")
-    if idx.size(1) > block_size:
-        raise UserError(f"the prompt has {idx.size(1)} tokens, over the context of {block_size}")
+    if length > block_size:
+        raise UserError(f"the prompt has {length} tokens, over the context of {block_size}")
 
 
 def generate(model: GPT, idx: Tensor, max_new_tokens: int, **how) -> Tensor:
@@ -181,7 +181,7 @@ def continue_prompts(
     for an empty prompt or one over block_size.
     """
     for prompt in prompts:
-        check_prompt(torch.empty(1, len(prompt)), model.config.block_size)
+        check_prompt(len(prompt), model.config.block_size)
     lengths = [len(prompt) for prompt in prompts]
     shortest, steps = min(lengths), max(lengths) - min(lengths) + max_new_tokens
     rows = torch.full((len(prompts), shortest + steps), -1)
