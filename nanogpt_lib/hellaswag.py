@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from nanogpt_lib.checkpoint import load_model
@@ -91,29 +92,6 @@ def describe_items(items: list[Item]) -> str:
     return f"{len(items):,} HellaSwag items"
 
 
-def item_rows(item: Item, block_size: int) -> list[tuple[list[int], int]]:
-    """Four (tokens, length of the ending): context and ending, cut on the left to fit the model."""
-    rows = []
-    for ending in item.endings:
-        ending = ending[: block_size - 1]  # keep at least one token of context
-        rows.append(((item.context + ending)[-block_size:], len(ending)))
-    return rows
-
-
-def pad_rows(rows: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
-    """Rows → tokens (R, T) and a mask (R, T - 1): 1 where the token predicted is of the ending.
-
-    Padding is token 0, to the right: no earlier token sees it, and the mask leaves it out.
-    """
-    T = max(len(tokens) for tokens, _ in rows)
-    tokens = torch.zeros(len(rows), T, dtype=torch.long)
-    mask = torch.zeros(len(rows), T - 1)
-    for r, (ids, ending) in enumerate(rows):
-        tokens[r, : len(ids)] = torch.tensor(ids)
-        mask[r, len(ids) - 1 - ending : len(ids) - 1] = 1.0
-    return tokens, mask
-
-
 def centred_head(model: GPT, dtype: torch.dtype) -> Tensor:
     """The output matrix (V, C) less its mean row, cast once for all items.
 
@@ -124,67 +102,84 @@ def centred_head(model: GPT, dtype: torch.dtype) -> Tensor:
     return (weight - weight.mean(dim=0)).to(dtype)
 
 
-def token_losses(hidden: Tensor, head: Tensor, targets: Tensor, part: int = 4096) -> Tensor:
-    """Cross entropy in nats, (N,), float32: hidden (N, C), centred head (V, C), targets (N,).
+def token_losses(
+    hidden: Tensor, head: Tensor, targets: Tensor, which: Tensor, part: int = 4096
+) -> Tensor:
+    """Cross entropy of M predictions in nats, (M,), float32: target m is predicted by hidden state
+    number which[m]. hidden (N, C), centred head (V, C), targets and which (M,).
 
     The target's logit is a product in float32. The head's precision reaches only the logarithm of
     the sum over V, where roundings up and down cancel. One part of V at a time stays in the cache.
     """
-    sums = []
+    sums, low = [], hidden.to(head.dtype)
     for rows in head.split(part):
-        logits = F.linear(hidden.to(head.dtype), rows).float()  # (N, part)
+        logits = F.linear(low, rows).float()  # (N, part)
         top = logits.amax(dim=1, keepdim=True)
         sums.append(logits.sub_(top).exp_().sum(dim=1).log() + top[:, 0])
-    return torch.stack(sums).logsumexp(dim=0) - (hidden.float() * head[targets].float()).sum(dim=1)
+    log_sums = torch.stack(sums).logsumexp(dim=0)  # (N,)
+    return log_sums[which] - (hidden.float()[which] * head[targets].float()).sum(dim=1)
 
 
-def ending_losses(
-    model: GPT, tokens: Tensor, mask: Tensor, head: Tensor | None = None, cache: list | None = None
-) -> Tensor:
-    """Sum of the cross entropy over each row's ending, in nats: (R,), float32.
+@dataclass
+class Tree:
+    """An item as one sequence of tokens: the trunk is read once, four branches grow from it."""
 
-    tokens (R, T), mask (R, T - 1) as of `pad_rows`; `head` as of `centred_head`, made here if not
-    given; `cache` holds what precedes the rows. Logits are made only where the mask is 1.
+    tokens: list[int]
+    position: list[int]  # of each token in its row of context and ending
+    branch: list[int]  # 0 in the trunk, 1 to 4 after it
+    endings: list[list[int]]  # what is predicted …
+    before: list[list[int]]  # … and where in `tokens` the token stands that predicts it
+
+
+def grow_tree(item: Item, block_size: int) -> Tree:
+    """An item as a tree; the trunk is its context.
+
+    Rows of context and ending that exceed block_size are cut on the left, each at another place:
+    such an item has no trunk, and each branch its own context.
     """
-    head = centred_head(model, torch.float32) if head is None else head
-    hidden = model.hidden_states(tokens[:, :-1], cache)  # (R, T - 1, C)
-    wanted = mask.bool()
-    losses = torch.zeros(mask.shape, device=mask.device)
-    losses[wanted] = token_losses(hidden[wanted], head, tokens[:, 1:][wanted])
-    return losses.sum(dim=1)
+    longest = len(item.context) + max(map(len, item.endings))
+    trunk = item.context if longest <= block_size else []
+    tree = Tree(trunk[:], list(range(len(trunk))), [0] * len(trunk), [], [])
+    for number, ending in enumerate(item.endings, 1):
+        ending = ending[: block_size - 1]  # at least one token of context stays
+        row = (item.context + ending)[-block_size:]
+        first = len(tree.tokens)
+        tree.tokens += row[len(trunk) : -1]
+        tree.position += range(len(trunk), len(row) - 1)
+        tree.branch += [number] * (len(tree.tokens) - first)
+        tree.endings.append(ending)
+        tree.before.append([len(trunk) - 1, *range(first, len(tree.tokens))][-len(ending) :])
+    return tree
 
 
-class PrefixCache:
-    """Keys and values (B, H, P, D) of what the rows of a batch share, read once for all of them.
+def side_by_side(rows: list[list[int]], padding: int = 0) -> Tensor:
+    """Rows of unlike length → (B, T), filled up on the right."""
+    return pad_sequence([*map(torch.tensor, rows)], batch_first=True, padding_value=padding)
 
-    The first call of `append` stores; later ones put the stored prefix before the new keys.
+
+def visibility(branch: Tensor) -> Tensor:
+    """Who sees whom, (B, 1, T, T): the trunk and one's own branch, up to oneself. branch (B, T)."""
+    query, key = branch[:, :, None], branch[:, None, :]
+    return ((key == 0) | (key == query)).tril()[:, None]
+
+
+def tree_losses(model: GPT, trees: list[Tree], head: Tensor) -> Tensor:
+    """Loss of every ending, in nats, (items, 4), float32: all trees in one forward pass.
+
+    `head` as of `centred_head`. Logits are made once for every token that predicts something.
     """
-
-    def __init__(self):
-        self.length, self.rows = 0, None  # P; which of the B prefixes each row continues
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of new tokens, (B, H, T, D) → those the tokens may look at."""
-        if self.length == 0:
-            self.k, self.v, self.length = k, v, k.size(2)
-            return k, v
-        return torch.cat([self.k[self.rows], k], 2), torch.cat([self.v[self.rows], v], 2)
-
-
-def read_prefix(model: GPT, items: list[Item], device: torch.device) -> list[PrefixCache]:
-    """Read as much of the contexts as is shared by all rows; empty where that is nothing.
-
-    Contexts of unlike length are read as far as the shortest goes. Its last token is left to the
-    rows, because it predicts.
-    """
-    shared = min(len(item.context) for item in items) - 1
-    longest = max(len(item.context) + max(map(len, item.endings)) for item in items)
-    if shared < 1 or longest > model.config.block_size:  # rows cut on the left share nothing
-        return []
-    cache = [PrefixCache() for _ in range(model.config.n_layer)]
-    prefixes = [item.context[:shared] for item in items]
-    model.hidden_states(torch.tensor(prefixes, device=device), cache)
-    return cache
+    device, T = head.device, max(len(tree.tokens) for tree in trees)
+    tokens = side_by_side([tree.tokens for tree in trees]).to(device)  # (B, T)
+    position = side_by_side([tree.position for tree in trees]).to(device)
+    branch = side_by_side([tree.branch for tree in trees], padding=5).to(device)
+    hidden = model.hidden_states(tokens, position=position, visible=visibility(branch))
+    endings = [ending for tree in trees for ending in tree.endings]
+    targets = torch.tensor([token for ending in endings for token in ending])  # (M,)
+    before = [b * T + t for b, tree in enumerate(trees) for ts in tree.before for t in ts]
+    places, which = torch.tensor(before).unique(return_inverse=True)  # (N,), (M,)
+    hidden = hidden.flatten(0, 1)[places.to(device)]  # (N, C)
+    losses = token_losses(hidden, head, targets.to(device), which.to(device)).cpu()
+    return torch.stack([part.sum() for part in losses.split([*map(len, endings)])]).view(-1, 4)
 
 
 def fill(lengths: list[int], budget: int) -> Iterator[range]:
@@ -198,23 +193,6 @@ def fill(lengths: list[int], budget: int) -> Iterator[range]:
     yield range(first, len(lengths))
 
 
-def batch_losses(model: GPT, items: list[Item], head: Tensor, budget: int) -> Tensor:
-    """Loss of every ending, (items, 4): the contexts once, then the endings, shortest first."""
-    cache = read_prefix(model, items, head.device)
-    shared = cache[0].length if cache else 0
-    rows = [row for item in items for row in item_rows(item, model.config.block_size)]
-    rows = [(tokens[shared:], ending) for tokens, ending in rows]
-    sums = torch.empty(len(rows))
-    order = sorted(range(len(rows)), key=lambda r: len(rows[r][0]))
-    for run in fill([len(rows[r][0]) for r in order], budget):
-        chosen = [order[i] for i in run]
-        tokens, mask = (t.to(head.device) for t in pad_rows([rows[r] for r in chosen]))
-        for layer in cache:
-            layer.rows = torch.tensor(chosen, device=head.device) // 4
-        sums[chosen] = ending_losses(model, tokens, mask, head, cache).cpu()
-    return sums.view(-1, 4)
-
-
 @torch.inference_mode()
 def item_losses(
     model: GPT,
@@ -222,24 +200,27 @@ def item_losses(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    budget: int = 4096,
+    budget: int | None = None,
     progress: bool = False,
 ) -> Tensor:
     """Loss of the four endings of every item, in nats, (items, 4).
 
-    Items of like context lengths share a batch of about `budget` tokens, whatever their order.
+    Items of like length share a batch of about `budget` tokens, whatever their order; by default
+    as many as a CPU's cache likes (1,024), or as keep a GPU busy (16,384).
     """
     device, was_training = torch.device(device), model.training
+    budget = budget or (1024 if device.type == "cpu" else 16384)
     model.eval()
     head, sums = centred_head(model, dtype), torch.empty(len(items), 4)
-    order = sorted(range(len(items)), key=lambda i: len(items[i].context))
+    trees = [grow_tree(item, model.config.block_size) for item in items]
+    order = sorted(range(len(items)), key=lambda i: len(trees[i].tokens))
     bar = tqdm(total=len(items), desc="HellaSwag", disable=not progress, leave=False)
     widened = [block.mlp.c_fc.weight for block in model.transformer.h]
-    fast = fast_products(device, dtype, rows=2048, gelu_after=widened)
+    fast = fast_products(device, dtype, rows=budget, gelu_after=widened)
     with bar, fast:  # around the loop: each weight once
-        for run in fill([len(items[i].context) for i in order], budget):
+        for run in fill([len(trees[i].tokens) for i in order], budget):
             chosen = [order[i] for i in run]
-            sums[chosen] = batch_losses(model, [items[i] for i in chosen], head, budget)
+            sums[chosen] = tree_losses(model, [trees[i] for i in chosen], head)
             bar.update(len(chosen))
     model.train(was_training)
     return sums
@@ -270,7 +251,8 @@ def score_items(
     Items are dealt to the processes, the numbers of right answers added up. Keywords: dtype,
     budget and progress, see `item_losses`.
     """
-    ordered = sorted(items, key=lambda item: len(item.context))  # like work for every process
+    # neighbours in length are dealt to different processes: like shares of work
+    ordered = sorted(items, key=lambda item: len(item.context) + sum(map(len, item.endings)))
     mine = ordered[world.rank :: world.size]
     right = torch.zeros(3)
     if mine:
@@ -293,11 +275,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"]
     )
-    parser.add_argument("--batch", type=int, default=4096, help="tokens per batch")
+    parser.add_argument("--batch", type=int, help="tokens per batch (1,024 on a CPU, 16,384 else)")
     args = parser.parse_args(argv)
     if args.limit is not None and args.limit < 1:
         parser.error("--limit must be at least 1")
-    if args.batch < 1:
+    if args.batch is not None and args.batch < 1:
         parser.error("--batch must be at least 1")
     return args
 

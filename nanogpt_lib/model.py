@@ -37,25 +37,30 @@ class GPTConfig:
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
 
-def attention_by_hand(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+def attention_by_hand(
+    q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, visible: Tensor | None = None
+) -> Tensor:
     """softmax(q kᵀ / √D) v, causal. q: (B, H, T, D); k and v: (B, H, S, D), S ≥ T.
 
-    Query t is the token at position S - T + t of the keys, and may look at keys up to that one.
+    Query t is the token at position S - T + t of the keys, and may look at keys up to that one;
+    or at those where `visible`, (B, 1, T, S) of booleans, is true.
     """
     T, S = q.size(-2), k.size(-2)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
-    visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(diagonal=S - T)
+    if visible is None:
+        visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(diagonal=S - T)
     weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
     return F.dropout(weights, dropout) @ v  # (B, H, T, D)
 
 
-def attention_fused(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
+def attention_fused(
+    q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, visible: Tensor | None = None
+) -> Tensor:
     """The same function through `scaled_dot_product_attention`, which never stores the scores."""
     T, S = q.size(-2), k.size(-2)
-    if T == S:
+    if visible is None and T == S:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-    visible = None  # a single new token sees every key in the cache
-    if T > 1:
+    if visible is None and T > 1:  # a single new token sees every key in the cache
         visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(diagonal=S - T)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
 
@@ -78,7 +83,7 @@ class CausalSelfAttention(nn.Module):
         self.dropout = config.dropout
         self.attend = ATTENTION[config.attention]
 
-    def forward(self, x: Tensor, past=None) -> Tensor:
+    def forward(self, x: Tensor, past=None, visible: Tensor | None = None) -> Tensor:
         """x: (B, T, C) → (B, T, C). `past` holds earlier keys and values (see sampling.py)."""
         B, T, C = x.size()
         q, k, v = self.c_attn(x).split(C, dim=2)
@@ -87,7 +92,7 @@ class CausalSelfAttention(nn.Module):
         if past is not None:
             k, v = past.append(k, v)  # (B, H, S, D) with everything seen so far
         dropout = self.dropout if self.training else 0.0
-        y = self.attend(q, k, v, dropout)  # (B, H, T, D)
+        y = self.attend(q, k, v, dropout, visible)  # (B, H, T, D)
         y = y.transpose(1, 2).contiguous().view(B, T, C)  # heads side by side again
         return F.dropout(self.c_proj(y), dropout)
 
@@ -120,9 +125,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, past=None) -> Tensor:
+    def forward(self, x: Tensor, past=None, visible: Tensor | None = None) -> Tensor:
         """x: (B, T, C) → (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), past)
+        x = x + self.attn(self.ln_1(x), past, visible)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -138,20 +143,28 @@ class Transformer(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
 
-    def forward(self, idx: Tensor, cache: list | None = None) -> Tensor:
+    def forward(
+        self,
+        idx: Tensor,
+        cache: list | None = None,
+        position: Tensor | None = None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
         """Token ids (B, T) → hidden states (B, T, C).
 
         With a `cache`, one entry per block (sampling.new_cache), idx holds only the tokens after
-        what is cached. Raises UserError if the sequence is longer than block_size.
+        what is cached. `position` (B, T) and `visible` (B, 1, T, T) describe tokens that do not
+        stand in one line (hellaswag.py). Raises UserError if a line is longer than block_size.
         """
-        start = cache[0].length if cache else 0
-        end, block_size = start + idx.size(1), self.wpe.num_embeddings
-        if end > block_size:
-            raise UserError(f"{end} tokens exceed the block_size of {block_size}")
-        position = torch.arange(start, end, device=idx.device)
-        x = self.drop(self.wte(idx) + self.wpe(position))  # (B, T, C) + (T, C)
+        if position is None:
+            start = cache[0].length if cache else 0
+            end, block_size = start + idx.size(1), self.wpe.num_embeddings
+            if end > block_size:
+                raise UserError(f"{end} tokens exceed the block_size of {block_size}")
+            position = torch.arange(start, end, device=idx.device)
+        x = self.drop(self.wte(idx) + self.wpe(position))  # (B, T, C) + (T, C) or (B, T, C)
         for i, block in enumerate(self.h):
-            x = block(x, cache[i] if cache else None)
+            x = block(x, cache[i] if cache else None, visible)
         return self.ln_f(x)
 
 
@@ -184,9 +197,9 @@ class GPT(nn.Module):
         self.transformer.wte.weight = self.lm_head.weight  # one matrix, two jobs
         init_weights(self, config.n_layer)
 
-    def hidden_states(self, idx: Tensor, cache: list | None = None) -> Tensor:
+    def hidden_states(self, idx: Tensor, cache: list | None = None, **line) -> Tensor:
         """Everything below the head, (B, T) → (B, T, C); see Transformer.forward."""
-        return self.transformer(idx, cache)
+        return self.transformer(idx, cache, **line)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, V) and, given targets (B, T), the mean cross entropy in nats."""

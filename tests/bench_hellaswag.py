@@ -1,6 +1,6 @@
 """How fast HellaSwag is scored here, beside the lecture's script, in one run on the same items.
 
-    python tests/bench_hellaswag.py ITEMS.jsonl [BUILD_NANOGPT] [--slices 3] [--items 48]
+    python tests/bench_hellaswag.py ITEMS.jsonl [BUILD_NANOGPT] [--slices 3] [--items 192]
 
 GPT-2 124M's shape with random weights. BUILD_NANOGPT is a checkout of the lecture's repository: its
 own `evaluate` runs, item by item, on a transformers model with the same weights. Every slice takes
@@ -75,13 +75,14 @@ def main() -> int:
     parser.add_argument("items", type=Path)
     parser.add_argument("checkout", type=Path, nargs="?")
     parser.add_argument("--slices", type=int, default=3)
-    parser.add_argument("--items", dest="count", type=int, default=96, help="items per slice")
+    parser.add_argument("--items", dest="count", type=int, default=192, help="items per slice")
     args = parser.parse_args()
     torch.manual_seed(0)
     model = GPT(GPTConfig()).eval()
     items = read_items(args.items, GPT2Tokenizer())
     raw = [json.loads(line) for line in args.items.read_text("utf-8").splitlines()]
-    order = sorted(range(len(items)), key=lambda i: len(items[i].context))
+    length = [len(item.context) + sum(map(len, item.endings)) for item in items]
+    order = sorted(range(len(items)), key=length.__getitem__)
     lecture = lecture_script(args.checkout, model) if args.checkout else None
     dtypes = [torch.float32] + [torch.bfloat16] * cpu_multiplies_bfloat16()
     seconds = dict.fromkeys(["lecture", *dtypes], 0.0)
@@ -107,7 +108,7 @@ def main() -> int:
                 f"{error.max():.4f}; winners changed where scores are 0.02 apart: {flips}"
             )
         if lecture:
-            every = range(0, len(few), max(1, len(few) // 5))
+            every = range(0, len(few), max(1, len(few) // 10))
             start = time.perf_counter()
             theirs = lecture_losses(lecture, [raw[chosen[i]] for i in every])
             seconds["lecture"] += time.perf_counter() - start

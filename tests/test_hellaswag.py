@@ -18,15 +18,13 @@ from nanogpt_lib.hellaswag import (
     Item,
     choose_endings,
     describe_items,
-    ending_losses,
     fill,
+    grow_tree,
     item_losses,
-    item_rows,
-    pad_rows,
     read_items,
     score_items,
 )
-from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.model import ATTENTION, GPT, GPTConfig
 from nanogpt_lib.optimizer import make_optimizer
 from nanogpt_lib.tokenizer import GPT2Tokenizer
 
@@ -80,10 +78,10 @@ def one_item(logits_of, item):
     return sums
 
 
-def row_sums(model, items):
-    """Whole rows side by side in one batch: no shared prefix, no sorting."""
-    with torch.inference_mode():
-        return ending_losses(model, *pad_rows([r for i in items for r in item_rows(i, 48)]))
+def cut_rows(item, block_size=48):
+    """Four (tokens, length of the ending), cut on the left; one token of context always stays."""
+    endings = [ending[: block_size - 1] for ending in item.endings]
+    return [((item.context + ending)[-block_size:], len(ending)) for ending in endings]
 
 
 def test_a_batch_equals_one_item_at_a_time_through_transformers(tmp_path):
@@ -110,7 +108,7 @@ def test_a_batch_equals_one_item_at_a_time_through_transformers(tmp_path):
 
 @pytest.mark.parametrize("budget", [1, 50, 300, 4096])
 @pytest.mark.parametrize("vocab", [0, 300])
-def test_shared_prefixes_sorting_and_batches_change_nothing(model, budget, vocab):
+def test_trees_sorting_and_batches_change_nothing(model, budget, vocab):
     """Every batch composition equals one row at a time; also where rows are cut on the left."""
     items = random_items() + [Item([9] * 44, [[1, 2], [3], [4] * 9, [5] * 3], [1] * 4, 0)] * 2
     items = items if vocab else items[:40]
@@ -118,7 +116,7 @@ def test_shared_prefixes_sorting_and_batches_change_nothing(model, budget, vocab
         [
             [
                 one_row(model, tokens, ending)
-                for tokens, ending in item_rows(item, model.config.block_size)
+                for tokens, ending in cut_rows(item, model.config.block_size)
             ]
             for item in items
         ]
@@ -132,15 +130,40 @@ def one_row(model, tokens, ending):
     return F.cross_entropy(logits, torch.tensor(tokens[-ending:]), reduction="sum").item()
 
 
-def test_a_prefix_that_reaches_the_last_context_token_would_be_caught(model, monkeypatch):
-    """The last token of the context predicts the ending's first: it belongs to the rows."""
-    items, read = random_items(8), hellaswag.read_prefix
-    expected = item_losses(model, items)
+def test_a_tree_holds_what_is_read_and_says_what_it_predicts():
+    item = Item([1, 2, 3], [[7, 8, 9], [7, 5], [6], [4, 4]], [1] * 4, 0)
+    tree = grow_tree(item, 48)
+    assert tree.tokens == [1, 2, 3, 7, 8, 7, 4]  # the last token of an ending is never read
+    assert tree.position == [0, 1, 2, 3, 4, 3, 3]
+    assert tree.branch == [0, 0, 0, 1, 1, 2, 4]
+    assert tree.before == [[2, 3, 4], [2, 5], [2], [2, 6]]  # the trunk's end predicts all four
+    assert tree.endings == item.endings
+    seen = hellaswag.visibility(torch.tensor([tree.branch]))[0, 0]
+    expected = [{0}, {0, 1}, {0, 1, 2}]  # the trunk, then branches 1, 1, 2 and 4
+    expected += [{0, 1, 2, 3}, {0, 1, 2, 3, 4}, {0, 1, 2, 5}, {0, 1, 2, 6}]
+    assert [set(row.nonzero()[:, 0].tolist()) for row in seen] == expected
 
-    def one_too_many(model, items, device):
-        return read(model, [Item([*i.context, 0], i.endings, [], 0) for i in items], device)
 
-    monkeypatch.setattr(hellaswag, "read_prefix", one_too_many)
+@pytest.mark.parametrize("manual", [False, True])
+def test_the_proof_would_catch_branches_that_see_each_other_or_stand_in_line(
+    model, monkeypatch, manual
+):
+    items = random_items(8)
+    if manual:  # attention by hand obeys the same table
+        for block in model.transformer.h:
+            monkeypatch.setattr(block.attn, "attend", ATTENTION["manual"])
+    expected = torch.tensor([one_item(lambda row: model(row)[0], item) for item in items])
+    assert torch.allclose(item_losses(model, items), expected, atol=1e-3)
+    with monkeypatch.context() as patch:
+        patch.setattr(hellaswag, "visibility", lambda b: (b[:, :, None] >= 0).tril()[:, None])
+        assert (item_losses(model, items) - expected).abs().max() > 0.1
+    hidden_states = GPT.hidden_states
+
+    def in_line(model, idx, position, visible):
+        position = torch.arange(idx.size(1)).clamp(max=47)
+        return hidden_states(model, idx, position=position, visible=visible)
+
+    monkeypatch.setattr(GPT, "hidden_states", in_line)
     assert (item_losses(model, items, budget=1) - expected).abs().max() > 0.1
 
 
@@ -150,23 +173,6 @@ def test_batches_stay_in_their_budget_and_hold_everything_once():
     assert [i for run in runs for i in run] == list(range(200))
     assert all(max(lengths[i] for i in run) * len(run) <= 256 for run in runs)
     assert [list(run) for run in fill([300, 2], 256)] == [[0], [1]]  # one too long goes alone
-
-
-def test_the_mask_covers_exactly_the_predictions_of_the_ending():
-    tokens, mask = pad_rows([([5, 6, 7, 8, 9], 2), ([5, 6, 7], 1)])
-    assert tokens.tolist() == [[5, 6, 7, 8, 9], [5, 6, 7, 0, 0]]
-    assert mask.tolist() == [[0, 0, 1, 1], [0, 1, 0, 0]]
-
-
-def test_a_mask_without_the_shift_would_be_caught(model):
-    items = random_items(8)
-    expected = torch.tensor([one_item(lambda row: model(row)[0], item) for item in items])
-    tokens, mask = pad_rows([r for item in items for r in item_rows(item, 48)])
-    with torch.inference_mode():
-        wrong = ending_losses(model, tokens, mask.roll(1, dims=1)).view(-1, 4)
-        right = ending_losses(model, tokens, mask).view(-1, 4)
-    assert torch.allclose(right, expected, atol=1e-3)
-    assert (wrong - expected).abs().max() > 0.1
 
 
 def test_the_three_scores_are_three_rules(model):
@@ -249,10 +255,16 @@ def test_logits_rounded_to_bfloat16_would_be_caught(model):
 
 def test_an_item_longer_than_the_context_is_cut_on_the_left():
     item = Item(list(range(100, 190)), [[1, 2], list(range(60)), [3], [4] * 47], [2, 9, 1, 9], 0)
-    rows = item_rows(item, 48)
-    assert all(len(tokens) == 48 for tokens, _ in rows)
-    assert rows[0] == ([*range(144, 190), 1, 2], 2)
-    assert rows[1] == ([189, *range(47)], 47)  # one token of context is always left
+    tree = grow_tree(item, 48)
+    assert 0 not in tree.branch  # rows cut at different places share nothing
+    rows = [
+        [t for t, branch in zip(tree.tokens, tree.branch, strict=True) if branch == b]
+        for b in range(1, 5)
+    ]
+    assert all(len(row) == 47 for row in rows) and tree.position == [*range(47)] * 4
+    assert rows[0] == [*range(144, 190), 1] and tree.endings[0] == [1, 2]
+    assert rows[1] == [189, *range(46)]  # one token of context is always left
+    assert tree.endings[1] == [*range(47)] and tree.before[1] == [*range(47, 94)]
     torch.manual_seed(0)
     small = GPT(GPTConfig(block_size=48, vocab_size=300, n_layer=1, n_head=2, n_embd=16))
     scores = score_items(small, [item, *random_items(3)])
@@ -265,18 +277,18 @@ def test_contexts_are_read_once_and_the_head_works_only_where_it_counts(model, m
     monkeypatch.setattr(
         GPT,
         "hidden_states",
-        lambda s, i, c=None: (read.append(i.numel()), hidden_states(s, i, c))[1],
+        lambda s, i, **how: (read.append(i.numel()), hidden_states(s, i, **how))[1],
     )
     monkeypatch.setattr(
         hellaswag, "token_losses", lambda h, *a: (made.append(len(h)), token_losses(h, *a))[1]
     )
-    item_losses(model, items, budget=64)
-    ours, read[:] = sum(read), []
-    assert sum(made) == sum(len(ending) for item in items for ending in item.endings)
-    row_sums(model, items)
-    assert ours < 0.4 * sum(read)
-    lean = sum(len(i.context) - 1 + sum(map(len, i.endings)) for i in items)
-    assert ours < 1.3 * lean  # little padding
+    item_losses(model, items, budget=256)
+    branches = [sum(len(ending) - 1 for ending in item.endings) for item in items]
+    assert sum(made) == sum(branches) + len(items)  # the trunk's end predicts four, once
+    lean = sum(branches) + sum(len(item.context) for item in items)
+    assert lean <= sum(read) < 1.15 * lean  # little padding
+    plain = sum(4 * (len(i.context) + max(map(len, i.endings)) - 1) for i in items)
+    assert sum(read) < 0.5 * plain
 
 
 def test_the_model_keeps_its_mode_and_its_weights(model):
@@ -292,12 +304,10 @@ def test_a_model_that_knows_the_endings_scores_100_percent():
     torch.manual_seed(0)
     pupil = GPT(GPTConfig(block_size=48, vocab_size=60, n_layer=1, n_head=2, n_embd=32))
     optimizer = make_optimizer(pupil, learning_rate=1e-2)
-    rows = [item_rows(item, 48)[item.label] for item in items]
-    tokens, mask = pad_rows(rows)
-    for _ in range(120):
-        logits = pupil(tokens[:, :-1])[0].transpose(1, 2)
-        losses = F.cross_entropy(logits, tokens[:, 1:], reduction="none")
-        (losses * mask).sum(dim=1).mean().backward()
+    rows = [torch.tensor(item.context + item.endings[item.label]) for item in items]
+    for step in range(240):
+        row = rows[step % len(rows)][None]
+        pupil(row[:, :-1], row[:, 1:])[1].backward()
         optimizer.step()
         optimizer.zero_grad()
     assert score_items(pupil, items)["acc_token"] == 1.0
