@@ -4,7 +4,7 @@ Exported from notebooks/09_hellaswag.ipynb; edit the notebook, not this file.
 
     python nanogpt_lib/hellaswag.py --checkpoint gpt2 [--data data/hellaswag/val.jsonl] [--limit N]
 
-Shapes: four rows (endings) per item, T tokens per row, V vocabulary.
+Shapes: B items side by side, T tokens of each (context and four endings), C channels, V vocabulary.
 """
 
 if __name__ == "__main__" and not __package__:  # run by path: import from the repository
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from nanogpt_lib.checkpoint import load_model
 from nanogpt_lib.config import OneLineParser, UserError, run_program
-from nanogpt_lib.device import choose_dtype, detect_device, fast_products
+from nanogpt_lib.device import choose_dtype, detect_device, fast_products, keep_freed_memory
 from nanogpt_lib.distributed import World, add_up
 from nanogpt_lib.model import GPT
 from nanogpt_lib.tokenizer import GPT2Tokenizer
@@ -92,14 +92,14 @@ def describe_items(items: list[Item]) -> str:
     return f"{len(items):,} HellaSwag items"
 
 
-def centred_head(model: GPT, dtype: torch.dtype) -> Tensor:
-    """The output matrix (V, C) less its mean row, cast once for all items.
+def centred_head(model: GPT) -> Tensor:
+    """The output matrix (V, C) in float32, less its mean row.
 
     It moves all logits of a position by the same amount, which no softmax can see. But GPT-2's
     logits lie near -35 and lower, and numbers near 0 lose less in bf16 than numbers near -35.
     """
     weight = model.lm_head.weight[: model.config.vocab_size].float()
-    return (weight - weight.mean(dim=0)).to(dtype)
+    return weight - weight.mean(dim=0)
 
 
 def token_losses(
@@ -108,16 +108,16 @@ def token_losses(
     """Cross entropy of M predictions in nats, (M,), float32: target m is predicted by hidden state
     number which[m]. hidden (N, C), centred head (V, C), targets and which (M,).
 
-    The target's logit is a product in float32. The head's precision reaches only the logarithm of
-    the sum over V, where roundings up and down cancel. One part of V at a time stays in the cache.
+    The target's logit is a product in float32. Autocast's format reaches only the logarithm of the
+    sum over V, where roundings up and down cancel. One part of V at a time stays in the cache.
     """
-    sums, low = [], hidden.to(head.dtype)
+    sums = []
     for rows in head.split(part):
-        logits = F.linear(low, rows).float()  # (N, part)
+        logits = F.linear(hidden, rows).float()  # (N, part)
         top = logits.amax(dim=1, keepdim=True)
         sums.append(logits.sub_(top).exp_().sum(dim=1).log() + top[:, 0])
     log_sums = torch.stack(sums).logsumexp(dim=0)  # (N,)
-    return log_sums[which] - (hidden.float()[which] * head[targets].float()).sum(dim=1)
+    return log_sums[which] - (hidden.float()[which] * head[targets]).sum(dim=1)
 
 
 @dataclass
@@ -134,15 +134,16 @@ class Tree:
 def grow_tree(item: Item, block_size: int) -> Tree:
     """An item as a tree; the trunk is its context.
 
-    Rows of context and ending that exceed block_size are cut on the left, each at another place:
-    such an item has no trunk, and each branch its own context.
+    A row of context and ending may exceed block_size by the one token that is only predicted. If
+    one is longer, rows are cut on the left, each at another place: such an item has no trunk, and
+    every branch holds its own context.
     """
     longest = len(item.context) + max(map(len, item.endings))
-    trunk = item.context if longest <= block_size else []
+    trunk = item.context if longest <= block_size + 1 else []
     tree = Tree(trunk[:], list(range(len(trunk))), [0] * len(trunk), [], [])
     for number, ending in enumerate(item.endings, 1):
-        ending = ending[: block_size - 1]  # at least one token of context stays
-        row = (item.context + ending)[-block_size:]
+        ending = ending[:block_size]  # at least one token of context stays
+        row = (item.context + ending)[-block_size - 1 :]
         first = len(tree.tokens)
         tree.tokens += row[len(trunk) : -1]
         tree.position += range(len(trunk), len(row) - 1)
@@ -183,7 +184,8 @@ def tree_losses(model: GPT, trees: list[Tree], head: Tensor) -> Tensor:
 
 
 def fill(lengths: list[int], budget: int) -> Iterator[range]:
-    """Cut positions 0 … n-1 into runs whose padded size, longest × count, stays in the budget."""
+    """Cut positions 0 … n-1 into runs whose padded size, longest × count, stays in the budget;
+    a length over the budget goes alone."""
     first, longest = 0, 0
     for i, length in enumerate(lengths):
         longest = max(longest, length)
@@ -206,12 +208,12 @@ def item_losses(
     """Loss of the four endings of every item, in nats, (items, 4).
 
     Items of like length share a batch of about `budget` tokens, whatever their order; by default
-    as many as a CPU's cache likes (1,024), or as keep a GPU busy (16,384).
+    1,024 on a CPU, so that a batch stays in its cache, else 16,384 (not measured yet).
     """
     device, was_training = torch.device(device), model.training
     budget = budget or (1024 if device.type == "cpu" else 16384)
     model.eval()
-    head, sums = centred_head(model, dtype), torch.empty(len(items), 4)
+    head, sums = centred_head(model), torch.empty(len(items), 4)
     trees = [grow_tree(item, model.config.block_size) for item in items]
     order = sorted(range(len(items)), key=lambda i: len(trees[i].tokens))
     bar = tqdm(total=len(items), desc="HellaSwag", disable=not progress, leave=False)
@@ -288,6 +290,8 @@ def main(argv: list[str] | None = None) -> None:
     """Score a checkpoint from the command line."""
     args = parse_arguments(argv)
     device = detect_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     model, tokenizer = load_model(args.checkpoint)
     if not isinstance(tokenizer, GPT2Tokenizer):
         raise UserError(f"{args.checkpoint}: HellaSwag needs a model with GPT-2's tokenizer")

@@ -23,6 +23,7 @@ from nanogpt_lib.device import (
     compile_model,
     flops_per_token,
     is_out_of_memory,
+    keep_freed_memory,
     median_seconds,
     peak_flops,
 )
@@ -48,6 +49,7 @@ class Rung:
     fused: bool = False  # AdamW in one kernel
     loss: str = "logits"  # "linear": F.linear_cross_entropy; "chunks": by hand
     factor: int = 1  # times the rows
+    keep_memory: bool = False  # on a CPU; from then on, so it must come last
     data: str = ""  # "loader": read from the disk for every step; "ahead": by a thread
 
 
@@ -176,6 +178,8 @@ def measure(rung: Rung, shape: dict, rows: int, steps: int, device: torch.device
     """
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high" if rung.tf32 else "highest")
+    if rung.keep_memory and not keep_freed_memory():
+        raise RuntimeError("this C library cannot be told")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     raw = GPT(GPTConfig(**shape, attention=rung.attention, vocab_multiple=1))

@@ -154,7 +154,7 @@ class Transformer(nn.Module):
 
         With a `cache`, one entry per block (sampling.new_cache), idx holds only the tokens after
         what is cached. `position` (B, T) and `visible` (B, 1, T, T) describe tokens that do not
-        stand in one line (hellaswag.py). Raises UserError if a line is longer than block_size.
+        stand in one line (hellaswag.py). Without, more tokens than block_size raise UserError.
         """
         if position is None:
             start = cache[0].length if cache else 0
@@ -197,9 +197,15 @@ class GPT(nn.Module):
         self.transformer.wte.weight = self.lm_head.weight  # one matrix, two jobs
         init_weights(self, config.n_layer)
 
-    def hidden_states(self, idx: Tensor, cache: list | None = None, **line) -> Tensor:
+    def hidden_states(
+        self,
+        idx: Tensor,
+        cache: list | None = None,
+        position: Tensor | None = None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
         """Everything below the head, (B, T) → (B, T, C); see Transformer.forward."""
-        return self.transformer(idx, cache, **line)
+        return self.transformer(idx, cache, position, visible)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, V) and, given targets (B, T), the mean cross entropy in nats."""
@@ -211,8 +217,8 @@ class GPT(nn.Module):
         return logits, loss
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits for sampling and scoring, (…, C) → (…, V), in float32 even under autocast."""
-        # bf16 near 3 has steps of 0.0156: ties between endings, wrong odds between tokens
+        """Logits for sampling, (…, C) → (…, V), in float32 even under autocast."""
+        # bf16 near 3 has steps of 0.0156: wrong odds between tokens
         with torch.autocast(device_type=hidden.device.type, enabled=False):
             logits = self.lm_head(hidden.to(self.lm_head.weight.dtype))
         return logits[..., : self.config.vocab_size].float()

@@ -1,5 +1,6 @@
 """A run: what its parts share, how they are put together, restored and saved; for train.py."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from nanogpt_lib.device import (
     allow_tf32,
     choose_dtype,
     compile_model,
+    keep_freed_memory,
     memory_bytes,
     rows_to_try,
     training_bytes,
@@ -140,6 +142,9 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
     val_stream = TokenStream(config.data, "val")
     raw, state, folder = build_model(config, meta["vocab_size"])
     raw.to(device).train()
+    peak = world.size * training_bytes(raw, config.batch_size, dtype)  # all on one machine, mostly
+    if device.type == "cpu" and 2 * peak < (memory_bytes(device) or math.inf):
+        keep_freed_memory()
     if config.parallel == "fsdp":
         shard_fsdp(raw, world, device)
     optimizer = make_optimizer(

@@ -59,13 +59,15 @@ def lecture_losses(module, examples: list[dict]) -> torch.Tensor:
 
 
 def winners_changed(exact: torch.Tensor, other: torch.Tensor, items: list, gap: float) -> list[int]:
-    """By sum, token and byte: winners that change though the two best are over `gap` apart."""
+    """By sum, token and byte: winners that change though the two best are over `gap` apart, in nats
+    of a sum: for the means, divided by the mean length."""
     lengths = torch.tensor([[len(ending) for ending in item.endings] for item in items])
     sizes, found = torch.tensor([item.ending_bytes for item in items]), []
     for size in (torch.ones_like(lengths), lengths, sizes):
         two = (exact / size).sort(dim=1).values
         changed = (exact / size).argmin(dim=1) != (other / size).argmin(dim=1)
-        found.append(int((changed & (two[:, 1] - two[:, 0] > gap)).sum()))
+        clear = two[:, 1] - two[:, 0] > gap / size.float().mean(dim=1)
+        found.append(int((changed & clear).sum()))
     return found
 
 
@@ -80,7 +82,7 @@ def main() -> int:
     torch.manual_seed(0)
     model = GPT(GPTConfig()).eval()
     items = read_items(args.items, GPT2Tokenizer())
-    raw = [json.loads(line) for line in args.items.read_text("utf-8").splitlines()]
+    raw = [json.loads(line) for line in args.items.read_text("utf-8").strip().split("\n")]
     length = [len(item.context) + sum(map(len, item.endings)) for item in items]
     order = sorted(range(len(items)), key=length.__getitem__)
     lecture = lecture_script(args.checkout, model) if args.checkout else None

@@ -1,5 +1,6 @@
 """What device.py promises."""
 
+import platform
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import TINY, log_of
+from conftest import ROOT, TINY, log_of
 from nanogpt_lib import device as module
 from nanogpt_lib import run as run_module
 from nanogpt_lib import train
@@ -24,6 +25,7 @@ from nanogpt_lib.device import (
     detect_device,
     fast_products,
     flops_per_token,
+    keep_freed_memory,
     median_seconds,
     peak_flops,
 )
@@ -452,3 +454,56 @@ def test_a_gelu_computed_with_its_layer_is_not_computed_again(dtype, tolerance):
             fused, again = gelu(layer(x)), gelu(x)
         assert torch.allclose(fused.float(), plain, atol=tolerance)
         assert torch.equal(again.float(), gelu(x))  # another GELU is not passed over
+
+
+FAULTS = """
+import resource, torch
+from nanogpt_lib.device import keep_freed_memory
+def faults():
+    torch.ones(512, 50304)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(512, 50304)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+default, told = faults(), keep_freed_memory()
+for _ in range(20):  # the first holes are a few bytes too small for the next block
+    faults()
+print(default, told, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_kept_and_not_fetched_again():
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    default, told, kept = done.stdout.split()
+    if default == "0":
+        pytest.skip("this system counts no page faults")
+    assert told == "True" and int(default) > 20  # huge pages make few of 25,152
+    assert int(kept) < 10
+
+
+def test_an_old_glibc_is_told_otherwise_and_other_systems_are_left_alone(monkeypatch):
+    said = []
+
+    class Old:  # before 2.35 or so a threshold over 32 MB is refused
+        def mallopt(self, option, value):
+            said.append((option, value))
+            return int((option, value) != (-3, 2**30))
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Old())
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    assert keep_freed_memory() and said == [(-3, 2**30), (-4, 0), (-1, -1)]
+    for name in ("Windows", "Darwin"):
+        monkeypatch.setattr("platform.system", lambda name=name: name)
+        assert keep_freed_memory() is False and len(said) == 3
+
+
+@pytest.mark.parametrize("memory, kept", [(1e15, True), (1e6, False), (None, True)])
+def test_a_cpu_run_keeps_freed_memory_if_there_is_plenty(
+    tiny_data, tmp_path, monkeypatch, memory, kept
+):
+    called = []
+    monkeypatch.setattr(run_module, "keep_freed_memory", lambda: called.append(1))
+    monkeypatch.setattr(run_module, "memory_bytes", lambda device: memory)
+    train.main([*TINY, "--data", str(tiny_data), "--out", str(tmp_path / "r"), "--max-steps", "1"])
+    assert bool(called) is kept

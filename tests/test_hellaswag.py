@@ -1,7 +1,6 @@
 """nanogpt_lib/hellaswag.py: the true ending's loss, right in every batch, precision and process."""
 
 import json
-import shutil
 import sys
 
 import pytest
@@ -80,8 +79,8 @@ def one_item(logits_of, item):
 
 def cut_rows(item, block_size=48):
     """Four (tokens, length of the ending), cut on the left; one token of context always stays."""
-    endings = [ending[: block_size - 1] for ending in item.endings]
-    return [((item.context + ending)[-block_size:], len(ending)) for ending in endings]
+    endings = [ending[:block_size] for ending in item.endings]
+    return [((item.context + ending)[-block_size - 1 :], len(ending)) for ending in endings]
 
 
 def test_a_batch_equals_one_item_at_a_time_through_transformers(tmp_path):
@@ -111,6 +110,7 @@ def test_a_batch_equals_one_item_at_a_time_through_transformers(tmp_path):
 def test_trees_sorting_and_batches_change_nothing(model, budget, vocab):
     """Every batch composition equals one row at a time; also where rows are cut on the left."""
     items = random_items() + [Item([9] * 44, [[1, 2], [3], [4] * 9, [5] * 3], [1] * 4, 0)] * 2
+    items += [Item([9, 8] * 22, [[*range(60)], [3], [4] * 47, [5] * 6], [1] * 4, 0)]
     items = items if vocab else items[:40]
     expected = torch.tensor(
         [
@@ -126,7 +126,7 @@ def test_trees_sorting_and_batches_change_nothing(model, budget, vocab):
 
 @torch.no_grad()
 def one_row(model, tokens, ending):
-    logits = model(torch.tensor([tokens]))[0][0, -ending - 1 : -1]
+    logits = model(torch.tensor([tokens[:-1]]))[0][0, -ending:]
     return F.cross_entropy(logits, torch.tensor(tokens[-ending:]), reduction="sum").item()
 
 
@@ -261,10 +261,14 @@ def test_an_item_longer_than_the_context_is_cut_on_the_left():
         [t for t, branch in zip(tree.tokens, tree.branch, strict=True) if branch == b]
         for b in range(1, 5)
     ]
-    assert all(len(row) == 47 for row in rows) and tree.position == [*range(47)] * 4
-    assert rows[0] == [*range(144, 190), 1] and tree.endings[0] == [1, 2]
-    assert rows[1] == [189, *range(46)]  # one token of context is always left
-    assert tree.endings[1] == [*range(47)] and tree.before[1] == [*range(47, 94)]
+    assert all(len(row) == 48 for row in rows) and tree.position == [*range(48)] * 4
+    assert rows[0] == [*range(143, 190), 1] and tree.endings[0] == [1, 2]
+    assert rows[1] == [189, *range(47)]  # one token of context is always left
+    assert tree.endings[1] == [*range(48)] and tree.before[1] == [*range(48, 96)]
+    whole = Item(list(range(40)), [[1] * 9, [2], [3] * 4, [4]], [1] * 4, 0)
+    assert grow_tree(whole, 48).branch[:40] == [0] * 40  # the 49th is only predicted
+    assert 0 not in grow_tree(whole, 47).branch
+    assert grow_tree(item, 1).tokens == [189] * 4
     torch.manual_seed(0)
     small = GPT(GPTConfig(block_size=48, vocab_size=300, n_layer=1, n_head=2, n_embd=16))
     scores = score_items(small, [item, *random_items(3)])
@@ -410,38 +414,22 @@ def test_a_character_model_is_told_that_it_cannot_play(tiny_run, capsys):
         read_items("nowhere.jsonl", GPT2Tokenizer())
 
 
-def harness_losses(folder, requests, monkeypatch):
-    """What EleutherAI's lm-eval computes for (context, continuation) pairs, in nats."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    from lm_eval.api.instance import Instance
-    from lm_eval.models.huggingface import HFLM
-
-    lm = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=8)
-    asked = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(requests)]
-    return torch.tensor([-loss for loss, _ in lm.loglikelihood(asked)]).view(-1, 4)
-
-
 def test_sum_and_per_byte_scores_equal_the_harness_item_by_item(tmp_path, items, monkeypatch):
     """lm-eval's own model class, tokenizer and request form; its task divides by len(choice)."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     pytest.importorskip("lm_eval")
+    from compare_lm_eval import harness_losses
+
     from nanogpt_lib.checkpoint import load_model
     from nanogpt_lib.pretrained import save_huggingface
-    from nanogpt_lib.tokenizer import packaged_gpt2_files
 
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=256, n_layer=2, n_head=2, n_embd=64)).eval()
     with torch.no_grad():
         model.lm_head.weight.mul_(4)
-    save_huggingface(tmp_path, vars(model.config), model.state_dict())
-    if not (tmp_path / "vocab.json").exists():
-        files = packaged_gpt2_files()
-        shutil.copy(files["encoder.json"], tmp_path / "vocab.json")
-        shutil.copy(files["vocab.bpe"], tmp_path / "merges.txt")
-        kind = {"tokenizer_class": "GPT2Tokenizer"}
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(kind))
+    save_huggingface(tmp_path, vars(model.config), model.state_dict(), GPT2Tokenizer())
     raw = [json.loads(line) for line in OWN.read_text("utf-8").splitlines()]
-    pairs = [(item["ctx"], f" {ending}") for item in raw for ending in item["endings"]]
-    theirs = harness_losses(tmp_path, pairs, monkeypatch)
+    theirs = harness_losses(str(tmp_path), raw, batch_size=8)
     loaded, _ = load_model(str(tmp_path))
     ours = item_losses(loaded, items)
     assert torch.allclose(ours, theirs, atol=1e-3)
