@@ -59,15 +59,13 @@ def lecture_losses(module, examples: list[dict]) -> torch.Tensor:
 
 
 def winners_changed(exact: torch.Tensor, other: torch.Tensor, items: list, gap: float) -> list[int]:
-    """By sum, token and byte: winners that change though the two best are over `gap` apart, in nats
-    of a sum: for the means, divided by the mean length."""
+    """By sum, token and byte: winners that change though the two best are over `gap` apart."""
     lengths = torch.tensor([[len(ending) for ending in item.endings] for item in items])
     sizes, found = torch.tensor([item.ending_bytes for item in items]), []
     for size in (torch.ones_like(lengths), lengths, sizes):
         two = (exact / size).sort(dim=1).values
         changed = (exact / size).argmin(dim=1) != (other / size).argmin(dim=1)
-        clear = two[:, 1] - two[:, 0] > gap / size.float().mean(dim=1)
-        found.append(int((changed & clear).sum()))
+        found.append(int((changed & (two[:, 1] - two[:, 0] > gap)).sum()))
     return found
 
 
