@@ -94,11 +94,18 @@ def climb(rungs: list[Rung | str], further: dict, shape: dict, rows: int, steps:
     for name, change in further.items():
         try_rung(replace(best, name=name, **change), always=False)
     for data, name in (("loader", "data from the disk"), ("ahead", "the same, read ahead")):
-        row = measure_or_note(replace(best, name=name, data=data), shape, rows, steps, device)
-        if not isinstance(row, str):
-            results.append({**row, "kept": False})
-            print_row(row, next(r for r in results if "loss" in r))
+        add_row(results, replace(best, name=name, data=data), shape, rows, steps, device)
     return results, best
+
+
+def add_row(results: list[dict], rung: Rung, shape: dict, rows: int, steps: int, device) -> None:
+    """Measure and print the best step in other surroundings; it is no rung to stand on."""
+    row = measure_or_note(rung, shape, rows, steps, device)
+    if isinstance(row, str):
+        print(f"  — {row}")
+        return
+    results.append({**row, "kept": False})
+    print_row(row, next(r for r in results if "loss" in r))
 
 
 def print_others(checkouts: dict, shape: dict, rows: int, steps: int, device, compile: bool):
@@ -230,10 +237,7 @@ def main(argv: list[str] | None = None) -> None:
     theirs = print_others(checkouts, shape, rows * best.factor, steps, device, compile)
     if on_cpu:  # cannot be undone, so after those who run without
         rung = replace(best, name="freed memory kept", keep_memory=True)
-        row = measure_or_note(rung, shape, rows, steps, device)
-        if not isinstance(row, str):
-            results.append({**row, "kept": True})
-            print_row(row, next(r for r in results if "loss" in r))
+        add_row(results, rung, shape, rows, steps, device)
     print_memory(best.dtype)
     measured = [row for row in results if "gflops" in row]
     print_estimates(max(row["gflops"] for row in measured) * 1e9, name)

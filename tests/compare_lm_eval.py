@@ -22,7 +22,7 @@ from bench_hellaswag import winners_changed
 from nanogpt_lib.checkpoint import load_model
 from nanogpt_lib.config import UserError, run_program
 from nanogpt_lib.device import cpu_multiplies_bfloat16, keep_freed_memory
-from nanogpt_lib.hellaswag import describe_items, item_losses, read_items
+from nanogpt_lib.hellaswag import choose_endings, describe_items, item_losses, read_items
 from nanogpt_lib.pretrained import save_huggingface
 from nanogpt_lib.tokenizer import GPT2Tokenizer
 
@@ -66,16 +66,18 @@ def main() -> int:
     characters = torch.tensor([[float(len(e)) for e in item["endings"]] for item in raw])
     ascii_only = (sizes == characters).all(dim=1)
     wrong = int(not apart.max() < 0.01)  # also if it is no number
+    by_sum, _, by_byte = choose_endings(ours, items)
     for name, mine, other, length in (
-        ("acc", ours, theirs, torch.ones(len(items))),
-        ("acc_norm", ours / sizes, theirs / characters, characters.mean(dim=1)),
+        ("acc", by_sum, theirs, torch.ones(len(items))),
+        ("acc_norm", by_byte, theirs / characters, characters.mean(dim=1)),
     ):
         two = other.sort(dim=1).values
         tied = (two[:, 1] - two[:, 0]) * length < 1e-3
-        differ = mine.argmin(dim=1) != other.argmin(dim=1)
+        differ = mine != other.argmin(dim=1)
         counted = differ & ~tied if name == "acc" else differ & ~tied & ascii_only
         wrong += int(counted.sum())
-        scores = [(x.argmin(dim=1) == labels).float().mean().item() for x in (other, mine)]
+        winners = (other.argmin(dim=1), mine)
+        scores = [(chosen == labels).float().mean().item() for chosen in winners]
         print(
             f"{name:8} lm-eval {scores[0]:.4f}, ours {scores[1]:.4f}; winners that differ: "
             f"{int(differ.sum())} ({int(counted.sum())} of them neither tied nor non-ASCII)"
