@@ -108,16 +108,19 @@ def token_losses(
     """Cross entropy of M predictions in nats, (M,), float32: target m is predicted by hidden state
     number which[m]. hidden (N, C), centred head (V, C), targets and which (M,).
 
-    The target's logit is a product in float32. Autocast's format reaches only the logarithm of the
-    sum over V, where roundings up and down cancel. One part of V at a time stays in the cache.
+    The target's logit and the largest of every part of V are products in float32. Autocast's
+    format reaches only the rest of the sum, where roundings up and down cancel. One part at a time
+    stays in the cache.
     """
-    sums = []
+    sums, exact = [], hidden.float()
     for rows in head.split(part):
         logits = F.linear(hidden, rows).float()  # (N, part)
-        top = logits.amax(dim=1, keepdim=True)
-        sums.append(logits.sub_(top).exp_().sum(dim=1).log() + top[:, 0])
+        top, best = logits.max(dim=1)
+        others = logits.sub_(top[:, None]).exp_().sum(dim=1) - 1  # the largest left out …
+        largest = (exact * rows[best]).sum(dim=1)  # … and put back without rounding
+        sums.append((others + (largest - top).exp()).log() + top)
     log_sums = torch.stack(sums).logsumexp(dim=0)  # (N,)
-    return log_sums[which] - (hidden.float()[which] * head[targets]).sum(dim=1)
+    return log_sums[which] - (exact[which] * head[targets]).sum(dim=1)
 
 
 @dataclass
