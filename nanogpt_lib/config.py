@@ -115,6 +115,17 @@ PRESETS: dict[str, dict] = {
         eval_every=200, eval_tokens=65_536, save_every=400, sample_every=400,
         sample_prompt="The ", sample_tokens=200, log_every=100,
     ),
+    # the model the chapters look into (notebooks/recorded): quickstart's kind, a longer context
+    "recorded": dict(
+        data="data/pydocs", out="runs/recorded",
+        n_layer=4, n_head=4, n_embd=256, block_size=256, bias=False, vocab_multiple=1,
+        attention="manual", dropout=0.1,
+        batch_size=8, total_batch_size=8 * 256, max_steps=6000,
+        learning_rate=3e-3, min_lr=1e-4, muon_learning_rate=0.02, warmup_steps=100,
+        weight_decay=0.1,
+        eval_every=250, eval_tokens=200_000, save_every=500, sample_every=500,
+        sample_prompt="The ", sample_tokens=400, log_every=100,
+    ),
     # the model, data and batch of nanoGPT's README example for a laptop; a recipe of our own
     "shakespeare-char": dict(
         data="data/shakespeare", out="runs/shakespeare-char",
