@@ -21,12 +21,18 @@ public projects pin them; --revision takes another tag, branch or commit.
 import sys
 from pathlib import Path
 
-from parquet import make_shards, validation_tokens
-from pretokenized import PRETOKENIZED, take_shards, token_source
-from sources import Source, hub_source, local_source, parse, recipe_parser, verify
-from text import from_mirror, one_line
-
-from nanogpt_lib.config import OneLineParser
+from nanogpt_lib.recipes.parquet import make_shards, validation_tokens
+from nanogpt_lib.recipes.pretokenized import PRETOKENIZED, take_shards, token_source
+from nanogpt_lib.recipes.sources import (
+    Source,
+    hub_source,
+    local_source,
+    parse,
+    recipe_parser,
+    verify,
+)
+from nanogpt_lib.support.cli import OneLineParser, one_line
+from nanogpt_lib.support.download import from_mirror
 
 REVISIONS = {
     "fineweb-edu": "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9",

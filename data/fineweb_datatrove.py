@@ -21,12 +21,13 @@ import numpy as np
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from fineweb import choose_source, fineweb_parser
-from parquet import BEGIN, documents, encoded, validation_tokens
-from sources import Source, dataset_meta, is_there, parse
-from text import DATA, one_line
 
-from nanogpt_lib.prepare import ShardWriter
-from nanogpt_lib.shards import write_json
+from nanogpt_lib.recipes.parquet import BEGIN, documents, encoded, validation_tokens
+from nanogpt_lib.recipes.shard_writer import ShardWriter
+from nanogpt_lib.recipes.sources import Source, dataset_meta, is_there, parse
+from nanogpt_lib.recipes.text import DATA
+from nanogpt_lib.support.cli import one_line
+from nanogpt_lib.support.files import write_json
 
 
 def write_part(source: Source, path: Path) -> None:

@@ -17,10 +17,11 @@ import json
 import sys
 from pathlib import Path
 
-from text import DATA, from_mirror, obtain, one_line
-
-from nanogpt_lib.config import OneLineParser, UserError
-from nanogpt_lib.shards import write_atomically, write_json
+from nanogpt_lib.recipes.text import DATA
+from nanogpt_lib.support.cli import OneLineParser, one_line
+from nanogpt_lib.support.download import from_mirror, obtain
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.files import write_atomically, write_json
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 # SHA-256 of the published file (recorded by Hugging Face datasets) and of the text version

@@ -20,9 +20,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from parquet import make_shards, rows_of
-from sources import Source, hub_source, local_source, parse, recipe_parser, verify
-from text import from_mirror, one_line
+
+from nanogpt_lib.recipes.parquet import make_shards, rows_of
+from nanogpt_lib.recipes.sources import (
+    Source,
+    hub_source,
+    local_source,
+    parse,
+    recipe_parser,
+    verify,
+)
+from nanogpt_lib.support.cli import one_line
+from nanogpt_lib.support.download import from_mirror
 
 REPO = "Skylion007/openwebtext"
 REVISION = "b4325f019c648b1641a1784748667e8b74e5e064"

@@ -14,9 +14,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from text import text_recipe
-
-from nanogpt_lib.config import UserError
+from nanogpt_lib.recipes.text import text_recipe
+from nanogpt_lib.support.errors import UserError
 
 LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__", "dist-packages"}
 

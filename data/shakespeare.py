@@ -8,7 +8,8 @@ NANOGPT_MIRROR (a folder or URL) is asked for shakespeare/input.txt before the i
 
 import sys
 
-from text import DATA, obtain, text_recipe
+from nanogpt_lib.recipes.text import DATA, text_recipe
+from nanogpt_lib.support.download import obtain
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

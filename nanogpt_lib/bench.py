@@ -26,19 +26,15 @@ from pathlib import Path
 
 import torch
 
-from nanogpt_lib.config import PRESETS, OneLineParser, TrainConfig, run_program
-from nanogpt_lib.device import (
-    choose_dtype,
-    detect_device,
-    flops_per_token,
-    rows_that_fit,
-    training_bytes,
-)
+from nanogpt_lib.config import PRESETS, TrainConfig
+from nanogpt_lib.device import choose_dtype, detect_device, flops_per_token
 from nanogpt_lib.ladder import Rung, further_changes, lecture_rungs, measure_or_note, row_of
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.others import time_theirs
 from nanogpt_lib.samplers import print_sampling
-from nanogpt_lib.shards import write_json
+from nanogpt_lib.support.cli import OneLineParser, run_program
+from nanogpt_lib.support.files import write_json
+from nanogpt_lib.support.memory import rows_that_fit, training_bytes
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "bias")
 WORTH = 1.01  # a rung beyond the lecture is kept if it is faster by more than this: noise is not

@@ -18,11 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nanogpt_lib.config import UserError, read_sealed, seal
 from nanogpt_lib.distributed import World, collect, part_of
 from nanogpt_lib.model import GPT, GPTConfig, load_weights
 from nanogpt_lib.pretrained import crop_block_size
-from nanogpt_lib.shards import file_sha256, write_json
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.files import file_sha256, flush_names, read_sealed, seal, write_json
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 
 
@@ -67,14 +67,6 @@ def write_checkpoint(folder: Path, tensors: dict[str, dict[str, Tensor]], state:
         for name, content in tensors.items()
     }
     write_json(folder / "state.json", seal({**state, "files": files}))
-
-
-def flush_names(folder: Path) -> None:
-    """Flush the names in a folder to the disk, as fsync does for contents (Windows does it)."""
-    if os.name != "nt":
-        handle = os.open(folder, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
 
 
 def save_checkpoint(

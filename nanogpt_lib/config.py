@@ -5,15 +5,13 @@ This is the ground floor of the library; it imports nothing of it.
 
 import argparse
 import dataclasses
-import hashlib
-import json
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-
-class UserError(ValueError):
-    """A mistake the user can mend. The message is one line: what is wrong, where, what to do."""
+from nanogpt_lib.support.cli import OneLineParser
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.files import read_sealed
 
 
 def option(default, help: str, choices: tuple[str, ...] | None = None):
@@ -168,51 +166,6 @@ PRESETS: dict[str, dict] = {
         sample_prompt="\n", log_every=1,
     ),
 }  # fmt: skip
-
-
-def seal(value: dict) -> dict:
-    """The same with a SHA-256 of its contents as last entry: a damaged copy is not believed."""
-    text = json.dumps(value, sort_keys=True)
-    return {**value, "sha256": hashlib.sha256(text.encode("utf-8")).hexdigest()}
-
-
-def read_sealed(path: Path) -> dict:
-    """Read a JSON file that holds `seal(value)` and return value; raises OSError or UserError."""
-    try:
-        sealed = json.loads(path.read_text(encoding="utf-8"))
-        value = {name: entry for name, entry in sealed.items() if name != "sha256"}
-        whole = sealed == seal(value)
-    except (ValueError, AttributeError, RecursionError):
-        whole = False
-    if not whole:
-        raise UserError(f"{path}: damaged (its contents do not fit its SHA-256)")
-    return value
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line with exit status 2; usage is left to --help."""
-
-    def error(self, message: str):
-        """Print `prog: message` and exit 2."""
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
-
-    def parse_args(self, args=None, namespace=None):
-        """As ever, but `--flag --` is an error; argparse would make it an empty list."""
-        parsed = super().parse_args(args, namespace)
-        for name, value in vars(parsed).items():
-            if value == []:
-                self.error(f"argument --{name.replace('_', '-')}: expected one argument")
-        return parsed
-
-
-def run_program(name: str, main) -> None:
-    """Run a program's main() and exit with what it returns; a UserError is one line, exit 1."""
-    try:
-        sys.exit(main())
-    except (UserError, OSError) as error:  # OSError: a full disk, a folder that went away
-        sys.exit(f"{name}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def parse_config(argv: list[str] | None = None) -> TrainConfig:

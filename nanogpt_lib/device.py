@@ -4,9 +4,6 @@ Exported from notebooks/05_speedups.ipynb; edit the notebook, not this file.
 """
 
 import contextlib
-import ctypes
-import os
-import platform
 import re
 import statistics
 from collections.abc import Callable, Iterable
@@ -18,7 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from nanogpt_lib.config import UserError
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.memory import is_out_of_memory
+from nanogpt_lib.support.processor import cpu_is_x86, cpu_multiplies_bfloat16
 
 
 def detect_device(wanted: str = "auto") -> torch.device:
@@ -58,18 +57,6 @@ def median_seconds(
     return statistics.median(seconds[warmup:])
 
 
-def cpu_is_x86() -> bool:
-    """Whether this is an Intel or AMD processor."""
-    return platform.machine().lower() in ("x86_64", "amd64")
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for bf16 products; without them fp32 is faster."""
-    if not cpu_is_x86():
-        return False
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 def choose_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
     """The number format of the matrix products: bf16 where the hardware multiplies it, else fp16 on
     CUDA (with a gradient scaler), else fp32. Raises UserError for one the device cannot do."""
@@ -103,13 +90,6 @@ def autocast(device: torch.device, dtype: torch.dtype):
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device_type=device.type, dtype=dtype)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: on CUDA a class of its own, elsewhere a text."""
-    texts = ("can't allocate memory", "not enough memory", "backend out of memory")
-    named = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return named or any(text in str(error) for text in texts)
 
 
 def compile_model(model: nn.Module, wanted: str, device: torch.device, x, y, dtype, mode=None):
@@ -218,75 +198,3 @@ def peak_flops(device: torch.device) -> float | None:
         if re.search(rf"\b{card}\b", name):  # whole words: an L40 is no L4
             return tera * 1e12
     return None
-
-
-def keep_freed_memory() -> bool:
-    """Let the C library keep what tensors free, as PyTorch does on a GPU; for programs on a CPU.
-
-    glibc hands blocks over 32 MB back, and new ones come page by page, zeroed; from now on only
-    those over 1 GiB (old versions: none). The peak grows by up to 40 %, and what was used once
-    stays with the process. Returns whether there is a glibc to be told.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.system() == "Linux" else None
-    if mallopt is None:
-        return False
-    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # the options' numbers in malloc.h
-    # old versions allow no threshold over 32 MB, but forbidding such blocks altogether
-    told = mallopt(mmap_threshold, 2**30) or mallopt(mmap_max, 0)
-    return bool(told and mallopt(trim_threshold, -1))  # never hand back
-
-
-def training_bytes(model: nn.Module, rows: int, dtype: torch.dtype) -> int:
-    """Most memory a training step of rows × block_size tokens holds, in bytes; without dropout.
-
-    The peak is at the start of the backward pass: weights, gradients of earlier micro-batches,
-    AdamW's two averages, what the forward pass saved, and the loss with its gradient.
-    """
-    config, size = model.config, 4 if dtype == torch.float32 else 2
-    C, V = config.n_embd, config.vocab_size
-    parameters = sum(p.numel() for p in model.parameters())
-    products = sum(p.numel() for p in model.parameters() if p.dim() == 2)
-    products -= model.transformer.wpe.weight.numel()
-    # per token: two inputs of norms in fp32; inputs of the four products, q, k, v and GELU's input
-    layer = 2 * C * 4 + 14 * C * size + 16 + 4 * config.n_head
-    if config.attention == "manual":  # softmax in fp32 and, for the product with v, in dtype
-        layer += config.n_head * config.block_size * (4 if size == 4 else 4 + size)
-    head = C * 4 + C * size + 4 * V  # final norm, head, log-probabilities
-    # logits, and twice the gradient of the log-probabilities; or the backward of the last MLP
-    loss = max(config.padded_vocab_size * size + 8 * V, 16 * C)
-    tokens = rows * config.block_size
-    copies = 0 if size == 4 else size * products  # autocast's own
-    return 16 * parameters + copies + tokens * (config.n_layer * layer + head + loss)
-
-
-def memory_bytes(device: torch.device) -> int | None:
-    """The memory a run can have on this device: on CUDA what is free or ours; None if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory()
-    if not hasattr(os, "sysconf"):  # Windows
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def rows_that_fit(model: nn.Module, dtype: torch.dtype, memory: float, step_rows: int) -> int:
-    """The largest micro-batch that divides step_rows and fits into `memory` bytes; 0 if none does.
-
-    A tenth is left for the allocator's gaps and the libraries' own buffers.
-    """
-    divisors = (n for n in range(step_rows, 0, -1) if step_rows % n == 0)
-    return next((n for n in divisors if training_bytes(model, n, dtype) <= 0.9 * memory), 0)
-
-
-def rows_to_try(
-    model: nn.Module, dtype: torch.dtype, memory: float | None, step_rows: int, rows: int
-) -> int:
-    """The micro-batch to try after `rows` ran out of memory; 0 if there is no smaller one.
-
-    Raised in spite of the formula, the error says that less is there than it seems: then half.
-    """
-    smaller = [n for n in range(rows - 1, 0, -1) if step_rows % n == 0]
-    expected = memory is None or training_bytes(model, rows, dtype) <= 0.9 * memory
-    limit = rows // 2 if expected else max(1, rows_that_fit(model, dtype, memory, step_rows))
-    return next((n for n in smaller if n <= limit), 0)

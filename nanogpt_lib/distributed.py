@@ -14,7 +14,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from nanogpt_lib.config import UserError
+from nanogpt_lib.support.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from nanogpt_lib.checkpoint import load_model
-from nanogpt_lib.config import OneLineParser, UserError, run_program
-from nanogpt_lib.device import choose_dtype, detect_device, fast_products, keep_freed_memory
+from nanogpt_lib.device import choose_dtype, detect_device, fast_products
 from nanogpt_lib.distributed import World, add_up
 from nanogpt_lib.model import GPT
+from nanogpt_lib.support.cli import OneLineParser, run_program
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.memory import keep_freed_memory
 from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanogpt_lib.config import UserError
 from nanogpt_lib.shards import TokenStream
+from nanogpt_lib.support.errors import UserError
 
 
 def epoch_windows(

@@ -13,8 +13,8 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn import functional as F
 
-from nanogpt_lib.config import UserError
 from nanogpt_lib.pretrained import crop_block_size, load_pretrained
+from nanogpt_lib.support.errors import UserError
 
 
 @dataclass

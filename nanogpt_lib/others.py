@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-from nanogpt_lib.config import UserError
 from nanogpt_lib.device import autocast, median_seconds
+from nanogpt_lib.support.errors import UserError
 
 
 def read_source(path: Path) -> str:

@@ -15,22 +15,8 @@ from nanogpt_lib.checkpoint import (
     load_optimizer,
     save_checkpoint,
 )
-from nanogpt_lib.config import (
-    TrainConfig,
-    UserError,
-    as_dict,
-    grad_accum_steps,
-    seal,
-)
-from nanogpt_lib.device import (
-    allow_tf32,
-    choose_dtype,
-    compile_model,
-    keep_freed_memory,
-    memory_bytes,
-    rows_to_try,
-    training_bytes,
-)
+from nanogpt_lib.config import TrainConfig, as_dict, grad_accum_steps
+from nanogpt_lib.device import allow_tf32, choose_dtype, compile_model
 from nanogpt_lib.distributed import (
     World,
     add_up,
@@ -39,20 +25,15 @@ from nanogpt_lib.distributed import (
 )
 from nanogpt_lib.hellaswag import Item, read_items
 from nanogpt_lib.loader import ReadAhead, TokenLoader, feed
-from nanogpt_lib.logbook import (
-    RunLog,
-    external_logger,
-    read_log,
-    series,
-)
+from nanogpt_lib.logbook import series
 from nanogpt_lib.model import GPT, GPTConfig, count_parameters
 from nanogpt_lib.optimizer import make_optimizer
-from nanogpt_lib.shards import (
-    TokenStream,
-    verify_shards,
-    write_atomically,
-    write_json,
-)
+from nanogpt_lib.shards import TokenStream
+from nanogpt_lib.support.datasets import verify_shards
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.files import seal, write_atomically, write_json
+from nanogpt_lib.support.memory import keep_freed_memory, memory_bytes, rows_to_try, training_bytes
+from nanogpt_lib.support.run_log import RunLog, external_logger, read_log
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_multiple")

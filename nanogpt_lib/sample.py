@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from nanogpt_lib.checkpoint import load_model
-from nanogpt_lib.config import OneLineParser, UserError, run_program
 from nanogpt_lib.device import choose_dtype, detect_device, fast_products
 from nanogpt_lib.sampling import stream
+from nanogpt_lib.support.cli import OneLineParser, run_program
+from nanogpt_lib.support.errors import UserError
 
 
 def read_prompt(prompt: str) -> str:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nanogpt_lib.config import UserError
 from nanogpt_lib.model import GPT
+from nanogpt_lib.support.errors import UserError
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:

@@ -27,19 +27,8 @@ from pathlib import Path
 
 import torch
 
-from nanogpt_lib.config import (
-    UserError,
-    grad_accum_steps,
-    parse_config,
-    run_program,
-)
-from nanogpt_lib.device import (
-    autocast,
-    detect_device,
-    flops_per_token,
-    is_out_of_memory,
-    peak_flops,
-)
+from nanogpt_lib.config import grad_accum_steps, parse_config
+from nanogpt_lib.device import autocast, detect_device, flops_per_token, peak_flops
 from nanogpt_lib.distributed import (
     add_up,
     clip_gradients,
@@ -51,14 +40,18 @@ from nanogpt_lib.distributed import (
     wait_for_all,
 )
 from nanogpt_lib.evaluation import validation_loss
-from nanogpt_lib.guard import Stopper, claim
 from nanogpt_lib.hellaswag import describe_items, score_items
-from nanogpt_lib.logbook import plot_run, read_log
+from nanogpt_lib.logbook import plot_run
 from nanogpt_lib.model import GPT
 from nanogpt_lib.optimizer import learning_rate_at, set_learning_rate
 from nanogpt_lib.run import Run, memory_advice, open_log, prepare, save
 from nanogpt_lib.sampling import generate
-from nanogpt_lib.shards import read_meta
+from nanogpt_lib.support.cli import run_program
+from nanogpt_lib.support.datasets import read_meta
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.guard import Stopper, claim
+from nanogpt_lib.support.memory import is_out_of_memory
+from nanogpt_lib.support.run_log import read_log
 
 
 def draw_samples(run: Run, model: GPT) -> str:

@@ -24,9 +24,8 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "data")]
-from parquet import encoded, texts_of  # noqa: E402
-
-from nanogpt_lib.tokenizer import gpt2_encoding  # noqa: E402
+from nanogpt_lib.recipes.parquet import encoded, texts_of  # noqa: E402
+from nanogpt_lib.support.vocabulary import gpt2_encoding  # noqa: E402
 
 
 def load_theirs(script: str) -> None:

@@ -22,7 +22,8 @@ import torch
 from nanogpt_lib.checkpoint import load_model
 from nanogpt_lib.evaluation import validation_loss
 from nanogpt_lib.model import GPT, GPTConfig, load_weights
-from nanogpt_lib.shards import TokenStream, read_meta
+from nanogpt_lib.shards import TokenStream
+from nanogpt_lib.support.datasets import read_meta
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data" / "shakespeare"

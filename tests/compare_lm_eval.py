@@ -20,10 +20,12 @@ import torch
 from bench_hellaswag import winners_changed
 
 from nanogpt_lib.checkpoint import load_model
-from nanogpt_lib.config import UserError, run_program
-from nanogpt_lib.device import cpu_multiplies_bfloat16, keep_freed_memory
 from nanogpt_lib.hellaswag import choose_endings, describe_items, item_losses, read_items
 from nanogpt_lib.pretrained import save_huggingface
+from nanogpt_lib.support.cli import run_program
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.memory import keep_freed_memory
+from nanogpt_lib.support.processor import cpu_multiplies_bfloat16
 from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 

@@ -22,7 +22,7 @@ TINY = (
 
 def write_tiny_data(folder: Path) -> Path:
     """A dataset of characters: English with a rhythm that a small model can learn."""
-    from nanogpt_lib.shards import write_splits
+    from nanogpt_lib.recipes.text import write_splits
     from nanogpt_lib.tokenizer import CharTokenizer
 
     rng = np.random.default_rng(0)

@@ -26,10 +26,13 @@ import torch
 from conftest import ROOT, TINY, write_tiny_data
 from nanogpt_lib import hellaswag, sample, train
 from nanogpt_lib.checkpoint import load_checkpoint, load_optimizer, optimizer_tensors
-from nanogpt_lib.config import TrainConfig, UserError, as_dict, parse_config, run_program
-from nanogpt_lib.logbook import read_log
+from nanogpt_lib.config import TrainConfig, as_dict, parse_config
 from nanogpt_lib.optimizer import make_optimizer
-from nanogpt_lib.shards import TokenStream, read_meta, verify_shards
+from nanogpt_lib.shards import TokenStream
+from nanogpt_lib.support.cli import run_program
+from nanogpt_lib.support.datasets import read_meta, verify_shards
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.run_log import read_log
 
 SECONDS = 60  # more than that is a hang
 

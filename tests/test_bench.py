@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from nanogpt_lib import bench, ladder
-from nanogpt_lib.config import UserError
 from nanogpt_lib.ladder import OtherLoss, Rung, measure, measure_or_note, padded
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.others import build_nanogpt, time_theirs
+from nanogpt_lib.support.errors import UserError
 
 CPU = torch.device("cpu")
 SHAPE = dict(block_size=16, n_layer=2, n_head=2, n_embd=16)

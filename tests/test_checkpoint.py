@@ -24,11 +24,12 @@ from nanogpt_lib.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from nanogpt_lib.config import UserError, read_sealed, seal
 from nanogpt_lib.loader import TokenLoader
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.optimizer import make_optimizer
-from nanogpt_lib.shards import TokenStream, file_sha256
+from nanogpt_lib.shards import TokenStream
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.files import file_sha256, read_sealed, seal
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
 
 STATE = {"tokenizer": {"name": "char", "characters": "abcdefghij"}}

@@ -16,7 +16,6 @@ from nanogpt_lib import device as module
 from nanogpt_lib import run as run_module
 from nanogpt_lib import train
 from nanogpt_lib.checkpoint import load_checkpoint
-from nanogpt_lib.config import UserError
 from nanogpt_lib.device import (
     allow_tf32,
     autocast,
@@ -25,12 +24,13 @@ from nanogpt_lib.device import (
     detect_device,
     fast_products,
     flops_per_token,
-    keep_freed_memory,
     median_seconds,
     peak_flops,
 )
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.optimizer import make_optimizer
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.memory import keep_freed_memory
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 SHAPE = dict(block_size=16, vocab_size=50, n_layer=2, n_head=2, n_embd=16)
@@ -458,7 +458,7 @@ def test_a_gelu_computed_with_its_layer_is_not_computed_again(dtype, tolerance):
 
 FAULTS = """
 import resource, torch
-from nanogpt_lib.device import keep_freed_memory
+from nanogpt_lib.support.memory import keep_freed_memory
 def faults():
     torch.ones(512, 50304)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from conftest import ROOT
-from nanogpt_lib.config import UserError
 from nanogpt_lib.distributed import (
     World,
     add_up,
@@ -28,6 +27,7 @@ from nanogpt_lib.distributed import (
     wait_for_all,
     wrap_ddp,
 )
+from nanogpt_lib.support.errors import UserError
 
 SETUP = """
 import contextlib
@@ -205,7 +205,7 @@ def reference():
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
     """A stream whose tokens repeat 0 … 15, so that a tiny model can learn it."""
-    from nanogpt_lib.shards import write_splits
+    from nanogpt_lib.recipes.text import write_splits
 
     folder = tmp_path_factory.mktemp("data") / "numbers"
     meta = {"name": "n", "source": "test", "tokenizer": {"kind": "none"}, "vocab_size": 16}

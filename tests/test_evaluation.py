@@ -79,7 +79,7 @@ def test_more_tokens_than_there_are_means_all_of_them(model, val):
 
 
 def test_a_stream_shorter_than_the_context_is_one_short_window(model, tmp_path):
-    from nanogpt_lib.shards import write_splits
+    from nanogpt_lib.recipes.text import write_splits
 
     meta = {"name": "t", "source": "t", "tokenizer": {}, "vocab_size": model.config.vocab_size}
     write_splits(tmp_path, meta, np.arange(9), np.arange(6))

@@ -7,8 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from nanogpt_lib.config import UserError
-from nanogpt_lib.shards import TokenStream, open_bin, read_meta, verify_shards, write_splits
+from nanogpt_lib.recipes.text import write_splits
+from nanogpt_lib.shards import TokenStream
+from nanogpt_lib.support.datasets import read_meta, verify_shards
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.shard_files import open_bin
 from nanogpt_lib.tokenizer import CharTokenizer, tokenizer_from
 
 IDS = np.random.default_rng(0).integers(0, 50257, 5000).astype(np.uint16)

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from conftest import ROOT, program, subprocess
 from nanogpt_lib import hellaswag
 from nanogpt_lib.checkpoint import save_checkpoint
-from nanogpt_lib.config import UserError
 from nanogpt_lib.device import autocast
 from nanogpt_lib.hellaswag import (
     SCORES,
@@ -25,6 +24,7 @@ from nanogpt_lib.hellaswag import (
 )
 from nanogpt_lib.model import ATTENTION, GPT, GPTConfig
 from nanogpt_lib.optimizer import make_optimizer
+from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 OWN = ROOT / "data" / "hellaswag_own.jsonl"

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from nanogpt_lib.checkpoint import load_model, save_checkpoint
-from nanogpt_lib.config import UserError
 from nanogpt_lib.model import GPT, GPTConfig
-from nanogpt_lib.pretrained import GPT2_SIZES, bpe_files, merge_of, save_huggingface
+from nanogpt_lib.pretrained import GPT2_SIZES, save_huggingface
 from nanogpt_lib.sampling import generate
-from nanogpt_lib.tokenizer import GPT2_FILES, CharTokenizer, GPT2Tokenizer
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.huggingface import bpe_files, merge_of
+from nanogpt_lib.support.vocabulary import GPT2_FILES
+from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
 
 TEXT = "  The naïve cat's 3 hats\n\n\tin 日本 <|endofte 🙂 "
 CHARACTERS = CharTokenizer(TEXT + "abcdefghijklmnopqrstuvwxyz")

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from nanogpt_lib.config import UserError, seal
 from nanogpt_lib.loader import ReadAhead, TokenLoader, WindowOrder, epoch_windows, feed
-from nanogpt_lib.shards import TokenStream, write_meta, write_shard
+from nanogpt_lib.shards import TokenStream, write_shard
+from nanogpt_lib.support.datasets import write_meta
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.files import seal
 
 T = 8
 CPU = torch.device("cpu")

@@ -13,24 +13,22 @@ import pytest
 import torch
 
 from conftest import ROOT
-from nanogpt_lib.config import UserError
 from nanogpt_lib.logbook import (
     FINEWEB_LOSS_GPT2,
     HELLASWAG_GPT2,
     HELLASWAG_GPT3,
     NORMAL_LOSS,
-    RunLog,
-    external_logger,
     normal_loss,
     plot_run,
     read_lecture_log,
-    read_log,
     series,
     smooth,
     symptoms,
     verdict,
 )
-from nanogpt_lib.shards import read_meta
+from nanogpt_lib.support.datasets import read_meta
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.run_log import RunLog, external_logger, read_log
 
 
 def healthy(steps: int = 100, vocab_size: int = 50257) -> list[dict]:
@@ -177,7 +175,7 @@ def test_external_loggers_get_the_same_numbers(tmp_path, monkeypatch):
 
 LOGGED = """
 import sys
-from nanogpt_lib.logbook import RunLog, external_logger
+from nanogpt_lib.support.run_log import RunLog, external_logger
 kind, out = sys.argv[1:]
 log = RunLog(f"{out}/log.jsonl", also=external_logger(kind, out, {"seed": 1337}))
 for step in range(1, 4):

@@ -24,9 +24,10 @@ from conftest import ROOT, TINY, log_of
 from nanogpt_lib import run as run_module
 from nanogpt_lib import train
 from nanogpt_lib.checkpoint import checkpoints, load_model, newest_checkpoint
-from nanogpt_lib.config import UserError, as_dict, parse_config
-from nanogpt_lib.guard import claim
-from nanogpt_lib.logbook import read_log
+from nanogpt_lib.config import as_dict, parse_config
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.guard import claim
+from nanogpt_lib.support.run_log import read_log
 
 posix = pytest.mark.skipif(os.name == "nt", reason="signals and limits of POSIX")
 
@@ -101,7 +102,8 @@ def test_one_rank_that_fails_ends_all_with_its_message_and_a_restart_goes_on(tin
     script.write_text(
         "import os, sys\n"
         "from nanogpt_lib import train\n"
-        "from nanogpt_lib.config import UserError, run_program\n"
+        "from nanogpt_lib.support.errors import UserError\n"
+        "from nanogpt_lib.support.cli import run_program\n"
         "gradients = train.gradients\n"
         "first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
         "def fail(run):\n"

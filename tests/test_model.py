@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nanogpt_lib.config import UserError
 from nanogpt_lib.model import (
     GPT,
     GPTConfig,
@@ -20,6 +19,7 @@ from nanogpt_lib.model import (
     load_weights,
 )
 from nanogpt_lib.pretrained import GPT2_SIZES, save_huggingface
+from nanogpt_lib.support.errors import UserError
 
 SMALL = dict(block_size=16, vocab_size=61, n_layer=2, n_head=2, n_embd=32)
 TOKENS = torch.randint(61, (2, 16), generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import test_recipes as shared
 
-from nanogpt_lib.shards import TokenStream, read_meta, verify_shards
+from nanogpt_lib.shards import TokenStream
+from nanogpt_lib.support.datasets import read_meta, verify_shards
 
 DATA, recipe, send, server = shared.DATA, shared.recipe, shared.send, shared.server
 REPO, COMMIT = "kjj0/fineweb10B-gpt2", "889765ea1f903759787add96995d81171b632d0c"
@@ -139,7 +140,8 @@ def test_pretokenized_goes_only_with_what_is_published(tmp_path):
 def test_openwebtext_holds_out_what_nanogpts_split_draws(monkeypatch):
     monkeypatch.syspath_prepend(str(DATA))
     import openwebtext
-    from sources import Source
+
+    from nanogpt_lib.recipes.sources import Source
 
     hub = Source("hub", [("a.parquet", 24_000_000_000)], lambda name: None, remote=True)
     rows = openwebtext.held_out(hub)

@@ -6,15 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanogpt_lib.config import UserError
 from nanogpt_lib.model import GPT, GPTConfig
-from nanogpt_lib.pretrained import (
-    TRANSPOSED,
-    crop_block_size,
-    load_pretrained,
-    read_tensors,
-    save_huggingface,
-)
+from nanogpt_lib.pretrained import TRANSPOSED, crop_block_size, load_pretrained, save_huggingface
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.huggingface import read_tensors
 
 TOKENS = torch.randint(61, (2, 16), generator=torch.Generator().manual_seed(0))
 

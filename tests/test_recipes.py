@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanogpt_lib.config import UserError
 from nanogpt_lib.hellaswag import read_items
-from nanogpt_lib.shards import TokenStream, read_meta, verify_shards
+from nanogpt_lib.shards import TokenStream
+from nanogpt_lib.support.datasets import read_meta, verify_shards
+from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -185,7 +186,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path):
 
 def test_a_run_of_white_space_of_any_length_is_encoded(monkeypatch):
     monkeypatch.syspath_prepend(str(DATA))
-    import parquet as recipes
+    from nanogpt_lib.recipes import parquet as recipes
 
     far = "start" + " " * 1_200_000 + "far to the right"  # tiktoken alone panics on this
     for text in ("naïve text", "", "lone \ud800 surrogate", "<|endoftext|>", "\x00\x1b\r\n"):
@@ -195,8 +196,8 @@ def test_a_run_of_white_space_of_any_length_is_encoded(monkeypatch):
 
 def test_a_file_without_a_text_column_and_a_full_disk_are_told_in_words(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(DATA))
-    import parquet as recipes
-    import sources
+    from nanogpt_lib.recipes import parquet as recipes
+    from nanogpt_lib.recipes import sources
 
     pq.write_table(pa.table({"content": ["a"]}), tmp_path / "a.parquet")
     source = sources.local_source(tmp_path, "test")
@@ -268,7 +269,7 @@ def send(handler, body, status=200, length=None, **headers):
 def text_module(monkeypatch):
     monkeypatch.syspath_prepend(str(DATA))
     monkeypatch.delenv("NANOGPT_MIRROR", raising=False)
-    import text
+    from nanogpt_lib.support import download as text
 
     monkeypatch.setattr(text.time, "sleep", lambda seconds: None)
     return text

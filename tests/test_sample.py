@@ -4,7 +4,7 @@ import pytest
 
 from conftest import program
 from nanogpt_lib import sample
-from nanogpt_lib.config import UserError
+from nanogpt_lib.support.errors import UserError
 
 
 def run(capsys, *args) -> str:

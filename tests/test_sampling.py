@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from nanogpt_lib.config import UserError
 from nanogpt_lib.device import fast_products
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.sampling import (
@@ -19,6 +18,7 @@ from nanogpt_lib.sampling import (
     next_token_probabilities,
     stream,
 )
+from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.tokenizer import CharTokenizer
 
 BLOCK = 16

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from conftest import ROOT, TINY, log_of
 from nanogpt_lib import train
 from nanogpt_lib.checkpoint import checkpoints
-from nanogpt_lib.shards import write_splits
+from nanogpt_lib.recipes.text import write_splits
 from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 SETTINGS = "--max-steps 6 --save-every 2 --hellaswag-every 4 --sample-every 2 --sample-prompt Hello"

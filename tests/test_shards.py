@@ -6,17 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from nanogpt_lib.config import UserError
-from nanogpt_lib.prepare import ShardWriter, batch_encoder, encode_documents
-from nanogpt_lib.shards import (
-    TokenStream,
-    check_shard,
-    read_meta,
-    verify_shards,
-    write_meta,
-    write_shard,
-    write_splits,
-)
+from nanogpt_lib.recipes.encoding import batch_encoder, encode_documents
+from nanogpt_lib.recipes.shard_writer import ShardWriter
+from nanogpt_lib.recipes.text import write_splits
+from nanogpt_lib.shards import TokenStream, write_shard
+from nanogpt_lib.support.datasets import read_meta, verify_shards, write_meta
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.shard_files import check_shard
 from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 META = {"name": "test", "source": "random", "tokenizer": {"name": "gpt2"}, "vocab_size": 50257}

@@ -8,15 +8,9 @@ import sys
 import pytest
 
 from nanogpt_lib import tokenizer as module
-from nanogpt_lib.config import UserError
-from nanogpt_lib.tokenizer import (
-    GPT2_FILES,
-    CharTokenizer,
-    GPT2Tokenizer,
-    gpt2_encoding,
-    packaged_gpt2_files,
-    tokenizer_from,
-)
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.vocabulary import GPT2_FILES, gpt2_encoding, packaged_gpt2_files
+from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 
 TEXTS = [
     "Hello, I'm a language model,",

@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from nanogpt_lib.shards import write_json, write_splits  # noqa: E402
+from nanogpt_lib.recipes.text import write_splits  # noqa: E402
+from nanogpt_lib.support.files import write_json  # noqa: E402
 from nanogpt_lib.tokenizer import GPT2Tokenizer  # noqa: E402
 
 VOCAB = 50304  # rows of their wte

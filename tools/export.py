@@ -111,6 +111,18 @@ def render_imports(imports: list[ast.stmt]) -> str:
     return "\n\n".join(blocks)
 
 
+def used_imports(imports: list[ast.stmt], body: str) -> list[ast.stmt]:
+    """The imports that `body` uses; a chapter may import more than it exports."""
+    read = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
+    kept = []
+    for node in imports:
+        names = [a for a in node.names if (a.asname or a.name).split(".")[0] in read]
+        if names:
+            fields = {"module": node.module, "level": 0} if isinstance(node, ast.ImportFrom) else {}
+            kept.append(type(node)(names=names, **fields))
+    return kept
+
+
 def undefined_names(source: str) -> set[str]:
     """Names a module reads as globals but neither defines, imports nor finds among the builtins."""
     top = symtable.symtable(source, "module", "exec")
@@ -156,8 +168,8 @@ def build(root: Path) -> dict[Path, str]:
         parts = [entry["doc"]]
         if any('__name__ == "__main__"' in body for body in entry["bodies"]):
             parts.append(GUARD)
-        parts.append(render_imports(entry["imports"]) + "\n")
         body = "\n\n\n".join(entry["bodies"])
+        parts.append(render_imports(used_imports(entry["imports"], body)) + "\n")
         gap = "\n\n" if body.startswith(("def ", "class ", "@")) else "\n"  # as formatters do
         text = "\n".join(parts) + gap + body + "\n"
         if missing := undefined_names(text):

@@ -68,7 +68,7 @@ def text(path: Path) -> None:
 
 
 def save(path: Path) -> None:
-    """Make the notebook from its twin; a cell keeps its output only if no code cell changed."""
+    """Make the notebook from its twin; a cell keeps its output if it did not change."""
     import jupytext
     import nbformat
 
@@ -79,13 +79,15 @@ def save(path: Path) -> None:
     if subprocess.run(ruff, cwd=ROOT).returncode:
         sys.exit(f"nb: ruff cannot format {path.name}: a syntax error in a cell?")
     nb = nbformat.read(path, as_version=4)
-    new, old = ([c for c in n.cells if c.cell_type == "code"] for n in (nb, before))
-    kept = [c.source for c in new] == [c.source for c in old] and before is not nb
-    if kept:
-        for cell, previous in zip(new, old, strict=True):
+    old = {c.source: c for c in before.cells if c.cell_type == "code"} if before is not nb else {}
+    changed = 0
+    for cell in (c for c in nb.cells if c.cell_type == "code" and c.source.strip()):
+        if previous := old.get(cell.source):
             cell.outputs, cell.execution_count = previous.outputs, previous.execution_count
+        else:
+            changed += 1
     nbformat.write(tidy(nb), path)
-    state = "outputs kept" if kept else "without outputs: now run it"
+    state = f"{changed} cells without outputs: now run it" if changed else "outputs kept"
     print(f"wrote {path.relative_to(ROOT)} ({state})")
 
 

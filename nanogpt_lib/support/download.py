@@ -1,75 +1,17 @@
-"""What the recipes share: one text into a dataset, and files from a mirror or the internet."""
+"""Files from NANOGPT_MIRROR or the internet: continued after a break, compared with their sum."""
 
-import errno
 import http.client
 import os
 import shutil
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from nanogpt_lib.config import OneLineParser, UserError
-from nanogpt_lib.shards import file_sha256, write_splits
-from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
-
-DATA = Path(__file__).resolve().parent
-
-
-def one_line(name: str, job: Callable[[], None]) -> int:
-    """Run a recipe; turn a UserError, Ctrl-C and a full disk into one line on stderr.
-
-    Returns the exit status.
-    """
-    try:
-        job()
-    except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{name}: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print(f"{name}: the disk is full; make room, the same command goes on", file=sys.stderr)
-        return 1
-    return 0
-
-
-def text_recipe(name: str, source: str, collect: Callable[[], str]) -> int:
-    """The command line of a recipe made from one text: first 90 % for training, rest validation."""
-    parser = OneLineParser(prog=f"{name}.py", description=f"Make the dataset {name}: {source}.")
-    parser.add_argument("--tokenizer", choices=["char", "gpt2"], default="char")
-    parser.add_argument(
-        "--out", type=Path, help=f"folder (default: data/{name} or data/{name}_gpt2)"
-    )
-    args = parser.parse_args()
-
-    def job() -> None:
-        text = collect()
-        tokenizer = CharTokenizer(text) if args.tokenizer == "char" else GPT2Tokenizer()
-        out = args.out or DATA / (name if args.tokenizer == "char" else f"{name}_gpt2")
-        cut = int(0.9 * len(text))
-        train, val = (np.array(tokenizer.encode(t)) for t in (text[:cut], text[cut:]))
-        meta = {
-            "name": name,
-            "source": source,
-            "tokenizer": tokenizer.describe(),
-            "vocab_size": tokenizer.vocab_size,
-        }
-        write_splits(out, meta, train, val)
-        print(
-            f"{len(text):,} characters → {train.size:,} training and {val.size:,} validation tokens"
-            f", vocabulary {tokenizer.vocab_size:,}, in {out}"
-        )
-
-    return one_line(f"{name}.py", job)
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.files import file_sha256
 
 
 def from_mirror(name: str) -> Path | str | None:

@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sources import Source, dataset_meta, is_there
 from tqdm import tqdm
 
-from nanogpt_lib.config import UserError
-from nanogpt_lib.prepare import ShardWriter, batch_encoder, encode_documents
+from nanogpt_lib.recipes.encoding import batch_encoder, encode_documents
+from nanogpt_lib.recipes.shard_writer import ShardWriter
+from nanogpt_lib.recipes.sources import Source, dataset_meta, is_there
 from nanogpt_lib.shards import SHARD_TOKENS
-from nanogpt_lib.tokenizer import GPT2Tokenizer, gpt2_encoding
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.vocabulary import gpt2_encoding
+from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 # tiktoken's regular expression gives up on a run of white space of a million characters
 LONG_SPACE = re.compile(r"\s{200000,}")

@@ -1,7 +1,4 @@
-"""Keep a run directory to one run, and end in good order when asked to.
-
-Exported from notebooks/09_hellaswag.ipynb; edit the notebook, not this file.
-"""
+"""Keep a run directory to one run, and end in good order when asked to."""
 
 import errno
 import os
@@ -10,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from nanogpt_lib.config import UserError
+from nanogpt_lib.support.errors import UserError
 
 
 def lock_byte(handle: int) -> None:

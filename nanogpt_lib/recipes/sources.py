@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from text import DATA
-
-from nanogpt_lib.config import OneLineParser, UserError
-from nanogpt_lib.shards import SHARD_TOKENS, file_sha256, read_meta, verify_shards
+from nanogpt_lib.recipes.text import DATA
+from nanogpt_lib.shards import SHARD_TOKENS
+from nanogpt_lib.support.cli import OneLineParser
+from nanogpt_lib.support.datasets import read_meta, verify_shards
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.files import file_sha256
 from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 

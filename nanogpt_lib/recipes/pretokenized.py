@@ -9,18 +9,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from sources import Source, dataset_meta, hub_source, is_there
 
-from nanogpt_lib.config import UserError
-from nanogpt_lib.prepare import read_progress
-from nanogpt_lib.shards import (
-    FOREIGN,
-    check_ids,
-    file_sha256,
-    open_shard,
-    write_json,
-    write_meta,
-)
+from nanogpt_lib.recipes.shard_writer import read_progress
+from nanogpt_lib.recipes.sources import Source, dataset_meta, hub_source, is_there
+from nanogpt_lib.support.datasets import write_meta
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.files import file_sha256, write_json
+from nanogpt_lib.support.foreign_shards import FOREIGN
+from nanogpt_lib.support.shard_files import check_ids, open_shard
 from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 # Made by the authors of llm.c (karpathy) and modded-nanogpt (kjj0), 100 million tokens per file,

@@ -1,86 +1,16 @@
-"""Documents into token shards: encode on all cores, cut the stream, go on after a kill.
-
-Exported from notebooks/08_fineweb.ipynb; edit the notebook, not this file.
-"""
+"""Documents into token shards, going on after a kill."""
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from nanogpt_lib.config import UserError
-from nanogpt_lib.shards import SHARD_TOKENS, check_shard, write_json, write_meta, write_shard
-
-Ids = list[int] | np.ndarray  # the tokens of one text
-
-
-def batch_encoder(
-    encode: Callable[[str], Ids], threads: int | None = None, chunk: int = 8
-) -> Callable[[list[str]], list[Ids]]:
-    """A function for one text becomes one for many texts, on several threads (default: all cores).
-
-    A thread takes `chunk` texts at a time: handing over a short text alone costs more than encoding
-    it. Threads suffice because tiktoken works outside Python's lock.
-    """
-    pool = ThreadPoolExecutor(threads or os.cpu_count() or 1)
-
-    def encode_some(texts: list[str]) -> list[Ids]:
-        return [encode(text) for text in texts]
-
-    def encode_batch(texts: list[str]) -> list[Ids]:
-        chunks = [texts[i : i + chunk] for i in range(0, len(texts), chunk)]
-        return [ids for encoded in pool.map(encode_some, chunks) for ids in encoded]
-
-    return encode_batch
-
-
-def document_row(ids: Ids, eot: int) -> np.ndarray:
-    """The uint16 tokens of one document, eot first; raises UserError if an id does not fit."""
-    ids = np.asarray(ids)
-    if np.max(ids, initial=0) >= 2**16:
-        raise UserError("token ids must be below 65536 to fit uint16; take a smaller vocabulary")
-    row = np.empty(ids.size + 1, dtype=np.uint16)
-    row[0], row[1:] = eot, ids
-    return row
-
-
-def take(documents: Iterator, most: int, characters: int = 1 << 24) -> list[tuple[object, str]]:
-    """The next documents: at most so many, and no more once they hold so many characters."""
-    taken = []
-    while len(taken) < most and characters > 0 and (document := next(documents, None)):
-        taken.append(document)
-        characters -= len(document[1])
-    return taken
-
-
-def encode_documents(
-    documents: Iterable[tuple[object, str]],
-    encode_batch: Callable[[list[str]], list[Ids]],
-    eot: int,
-    batch: int = 1024,
-) -> Iterator[tuple[object, np.ndarray]]:
-    """(position, text) → (position, uint16 tokens); <|endoftext|> comes before every document.
-
-    `encode_batch` encodes many texts at once (see batch_encoder). It works on the next batch while
-    this one is consumed. An empty text is no document: left out.
-    """
-    documents = iter((position, text) for position, text in documents if text)
-    with ThreadPoolExecutor(1) as ahead:
-
-        def start():
-            chosen = take(documents, batch)
-            return chosen, ahead.submit(encode_batch, [text for _, text in chosen])
-
-        chosen, task = start()
-        while chosen:
-            following = start()
-            for (position, _), ids in zip(chosen, task.result(), strict=True):
-                yield position, document_row(ids, eot)
-            chosen, task = following
+from nanogpt_lib.shards import SHARD_TOKENS, write_shard
+from nanogpt_lib.support.datasets import write_meta
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.files import write_json
+from nanogpt_lib.support.shard_files import check_shard
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""What the recipes in data/ share: documents in, token shards out."""

@@ -1,0 +1,56 @@
+"""Files that can be believed: written whole or not at all, sealed with a SHA-256."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from nanogpt_lib.support.errors import UserError
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Write beside, flush to the disk, rename: a file under its final name is always whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode("utf-8"))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(value: dict) -> dict:
+    """The same with a SHA-256 of its contents as last entry: a damaged copy is not believed."""
+    text = json.dumps(value, sort_keys=True)
+    return {**value, "sha256": hashlib.sha256(text.encode("utf-8")).hexdigest()}
+
+
+def read_sealed(path: Path) -> dict:
+    """Read a JSON file that holds `seal(value)` and return value; raises OSError or UserError."""
+    try:
+        sealed = json.loads(path.read_text(encoding="utf-8"))
+        value = {name: entry for name, entry in sealed.items() if name != "sha256"}
+        whole = sealed == seal(value)
+    except (ValueError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: damaged (its contents do not fit its SHA-256)")
+    return value
+
+
+def flush_names(folder: Path) -> None:
+    """Flush the names in a folder to the disk, as fsync does for contents (Windows does it)."""
+    if os.name != "nt":
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)

@@ -1,0 +1,124 @@
+"""log.jsonl: one JSON object per line with a checksum, read back whole after a crash."""
+
+import json
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from nanogpt_lib.support.errors import UserError
+
+
+def log_line(record: dict) -> str:
+    """A record as a line of the log; its last entry is a CRC-32 of what stands before it."""
+    text = json.dumps(record)
+    return f'{text[:-1]}, "crc": {zlib.crc32(text.encode())}}}\n'
+
+
+def read_record(line: str) -> tuple[dict, bool]:
+    """The record in a line, and whether it had a checksum; raises ValueError if it is damaged."""
+    record = json.loads(line)
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        raise ValueError("no step")
+    crc = record.pop("crc", None)
+    if crc is not None and crc != zlib.crc32(json.dumps(record).encode()):
+        raise ValueError("another checksum")
+    return record, crc is not None
+
+
+def read_log(path: str | Path) -> list[dict]:
+    """All records of a log.jsonl, in order. A last line cut short by a crash is left out.
+
+    Raises UserError for a missing file, a damaged line elsewhere, or a line that has lost its
+    checksum (a log written by other hands has none at all).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such log")
+    records, sealed = [], set()
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record, has_crc = read_record(line)
+            sealed.add(has_crc)
+            if len(sealed) > 1:
+                raise ValueError("some lines have a checksum, some not")
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):  # the file does not end in a newline
+                break
+            raise UserError(f"{path} line {number}: not a log record ({error})") from error
+        records.append(record)
+    return records
+
+
+def external_logger(kind: str, out: str | Path, settings: dict) -> Callable[[int, dict], None]:
+    """A function (step, values) that also sends the numbers to TensorBoard or Weights & Biases.
+
+    `none` gives one that does nothing. Files go below `out`. Weights & Biases obeys WANDB_MODE
+    (`offline` needs no account). Raises UserError if the package is not installed.
+    """
+    try:
+        if kind == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(str(out))
+        elif kind == "wandb":
+            import wandb
+
+            run = wandb.init(project="nanogpt", dir=str(out), config=settings)
+    except ImportError as error:
+        raise UserError(f"--logger {kind}: not installed (pip install {kind})") from error
+
+    def board(step: int, values: dict) -> None:
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                writer.add_scalar(name, value, step)
+        writer.flush()
+
+    def site(step: int, values: dict) -> None:
+        run.log({name: v for name, v in values.items() if v is not None}, step=step)
+
+    return {"tensorboard": board, "wandb": site}.get(kind, lambda step, values: None)
+
+
+class RunLog:
+    """Append records to log.jsonl, one JSON object per line, flushed at once.
+
+    A new run never writes over a log: raises UserError if there is one. Opened for a run that
+    resumes at `resume_step`, it first drops what came after: the training records of later steps,
+    and evaluations from that step on, which the run does again.
+    """
+
+    def __init__(self, path: str | Path, resume_step: int | None = None, also=None):
+        self.path = Path(path)
+        self.also = also or external_logger("none", "", {})
+        if resume_step is None:
+            try:
+                self.file = open(self.path, "x", encoding="utf-8")  # noqa: SIM115
+            except FileExistsError as error:
+                raise UserError(f"{path}: holds a log already; resume, or another --out") from error
+            return
+        kept = []
+        for record in read_log(self.path) if self.path.exists() else []:
+            last = resume_step if "train_loss" in record else resume_step - 1
+            if record["step"] <= last:
+                kept.append(log_line(record))
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self.path)
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def write(self, step: int, **values) -> None:
+        """Append one record; raises UserError if the disk is full."""
+        try:
+            self.file.write(log_line({"step": step, **values}))
+            self.file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
+        self.also(step, values)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
