@@ -3,26 +3,45 @@
 Exported from notebooks/03_sampling.ipynb; edit the notebook, not this file.
 """
 
+import re
+
+import numpy as np
+
 from nanogpt_lib.support.errors import UserError
-from nanogpt_lib.support.vocabulary import gpt2_encoding
+from nanogpt_lib.support.vocabulary import (
+    decode_tokens,
+    encode_gpt2,
+    extended_encoding,
+    without_surrogates,
+)
 
 
 class GPT2Tokenizer:
-    """GPT-2's byte-level BPE: 50,257 tokens, any text can be encoded."""
+    """GPT-2's byte-level BPE: 50,257 tokens, any text can be encoded.
+
+    `added` names further tokens, numbered from 50257 on, that fine-tuned models have.
+    """
 
     vocab_size = 50257
     eot = 50256  # <|endoftext|>, placed before every document in training
 
-    def __init__(self):
-        self.encoding = gpt2_encoding()
+    def __init__(self, added: list[str] | None = None):
+        self.added = list(added or [])
+        self.vocab_size = 50257 + len(self.added)
+        self.special = {name: 50256 + i for i, name in enumerate(["<|endoftext|>", *self.added])}
+        self.encoding = extended_encoding(tuple(self.added))
 
     def encode(self, text: str) -> list[int]:
         """Text → ids. A literal `<|endoftext|>` in the text is ordinary text, never the token."""
-        return self.encoding.encode_ordinary(text)
+        return self.encode_to_numpy(text).tolist()
+
+    def encode_to_numpy(self, text: str) -> np.ndarray:
+        """The same ids as a uint32 array, which long texts are encoded into faster."""
+        return encode_gpt2(text)
 
     def decode_bytes(self, ids: list[int]) -> bytes:
         """Ids → UTF-8 bytes; a token may end in the middle of a character."""
-        return self.encoding.decode_bytes(ids)
+        return decode_tokens(self.encoding, ids)
 
     def decode(self, ids: list[int]) -> str:
         """Ids → text; bytes that are no valid UTF-8 become U+FFFD."""
@@ -30,13 +49,14 @@ class GPT2Tokenizer:
 
     def describe(self) -> dict:
         """What meta.json and checkpoints store; `tokenizer_from` turns it back."""
-        return {"name": "gpt2"}
+        return {"name": "gpt2", "added": self.added} if self.added else {"name": "gpt2"}
 
 
 class CharTokenizer:
     """One token per character of a fixed alphabet, in sorted order."""
 
     eot = None
+    special: dict[str, int] = {}  # every token is a character
 
     def __init__(self, characters: str):
         self.characters = "".join(sorted(set(characters)))
@@ -53,10 +73,12 @@ class CharTokenizer:
 
     def decode_bytes(self, ids: list[int]) -> bytes:
         """Ids → UTF-8 bytes."""
-        return self.decode(ids).encode("utf-8")
+        return without_surrogates(self.decode(ids)).encode("utf-8")
 
     def decode(self, ids: list[int]) -> str:
-        """Ids → text."""
+        """Ids → text; raises UserError for an id outside the alphabet."""
+        if wrong := [i for i in ids if not 0 <= i < self.vocab_size]:
+            raise UserError(f"id {wrong[0]} is not among the {self.vocab_size} tokens")
         return "".join(self.characters[i] for i in ids)
 
     def describe(self) -> dict:
@@ -67,7 +89,23 @@ class CharTokenizer:
 def tokenizer_from(description: dict) -> GPT2Tokenizer | CharTokenizer:
     """Rebuild a tokenizer from `describe()`; raises UserError for an unknown one."""
     if description.get("name") == "gpt2":
-        return GPT2Tokenizer()
+        return GPT2Tokenizer(description.get("added"))
     if description.get("name") == "char" and isinstance(description.get("characters"), str):
         return CharTokenizer(description["characters"])
     raise UserError(f"unknown tokenizer {description.get('name')!r}; known: gpt2, char")
+
+
+def same_tokenizer(a, b) -> bool:
+    """Whether two tokenizers give every text the same ids; one that is not known (None) never does.
+
+    Equal sizes prove nothing: two alphabets of 65 characters fit the same model.
+    """
+    return a is not None and b is not None and a.describe() == b.describe()
+
+
+def encode_prompt(tokenizer: GPT2Tokenizer | CharTokenizer, text: str) -> list[int]:
+    """Text → ids, special tokens written by their names included, as a prompt may have them."""
+    names = sorted(tokenizer.special, key=len, reverse=True)  # the longest name first
+    parts = re.split("(" + "|".join(map(re.escape, names)) + ")", text) if names else [text]
+    ids = ([tokenizer.special[p]] if p in tokenizer.special else tokenizer.encode(p) for p in parts)
+    return [i for part in ids for i in part]

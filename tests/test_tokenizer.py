@@ -6,11 +6,24 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nanogpt_lib import tokenizer as module
+from nanogpt_lib.support import vocabulary as module
 from nanogpt_lib.support.errors import UserError
-from nanogpt_lib.support.vocabulary import GPT2_FILES, gpt2_encoding, packaged_gpt2_files
-from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
+from nanogpt_lib.support.vocabulary import (
+    GPT2_FILES,
+    gpt2_encoding,
+    packaged_gpt2_files,
+    without_surrogates,
+)
+from nanogpt_lib.tokenizer import (
+    CharTokenizer,
+    GPT2Tokenizer,
+    encode_prompt,
+    same_tokenizer,
+    tokenizer_from,
+)
 
 TEXTS = [
     "Hello, I'm a language model,",
@@ -130,3 +143,63 @@ def test_a_description_survives_json_and_gives_the_same_tokenizer(tokenizer):
 def test_an_unknown_description_lists_the_known_ones(description):
     with pytest.raises(UserError, match=r"unknown tokenizer .*known: gpt2, char"):
         tokenizer_from(description)
+
+
+# ---- any text, any id
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=200)  # lone surrogates included
+
+
+@settings(max_examples=200, deadline=None)
+@given(ANY_TEXT)
+def test_any_unicode_comes_back_a_lone_surrogate_as_u_fffd(text):
+    gpt2, chars = GPT2Tokenizer(), CharTokenizer(text)
+    assert gpt2.decode(gpt2.encode(text)) == without_surrogates(text)
+    assert chars.decode(chars.encode(text)) == text
+    assert chars.decode_bytes(chars.encode(text)).decode("utf-8") == without_surrogates(text)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_whatever_stands_around_it_a_special_token_in_a_prompt_is_the_token(before, after):
+    tokenizer = GPT2Tokenizer(["<|pad|>"])
+    prompt = f"{before}<|endoftext|>{after}<|pad|>"
+    expected = [*tokenizer.encode(before), 50256, *tokenizer.encode(after), 50257]
+    assert encode_prompt(tokenizer, prompt) == expected
+    assert not {50256, 50257} & set(tokenizer.encode(prompt))  # in a text it is ordinary text
+
+
+@pytest.mark.parametrize("space", [" ", "\n", "\u00a0"])
+def test_white_space_of_any_length_is_encoded(space):
+    far = "start" + space * 1_200_000 + "far to the right"  # tiktoken alone panics on this
+    ids = GPT2Tokenizer().encode_to_numpy(far)
+    assert GPT2Tokenizer().decode(ids.tolist()) == far
+
+
+@pytest.mark.parametrize("tokenizer", [GPT2Tokenizer(), GPT2Tokenizer(["a"]), CharTokenizer("abc")])
+@pytest.mark.parametrize("wrong", [-1, 50_258, 2**40])
+def test_an_id_that_is_no_token_is_named(tokenizer, wrong):
+    for decode in (tokenizer.decode, tokenizer.decode_bytes):
+        with pytest.raises(UserError, match=f"^id {wrong} is not among the {tokenizer.vocab_size}"):
+            decode([1, wrong])
+
+
+def test_added_tokens_follow_gpt2s_and_survive_json():
+    tokenizer = tokenizer_from(json.loads(json.dumps(GPT2Tokenizer(["<|pad|>"]).describe())))
+    assert tokenizer.vocab_size == 50258 and tokenizer.special["<|pad|>"] == 50257
+    assert tokenizer.decode([15496, 50257]) == "Hello<|pad|>"
+    assert GPT2Tokenizer().vocab_size == 50257  # the others keep theirs
+    assert GPT2Tokenizer().describe() == {"name": "gpt2"}
+
+
+def test_tokenizers_are_compared_by_content_and_not_by_size():
+    a, b = CharTokenizer("abc"), CharTokenizer("abd")
+    assert a.vocab_size == b.vocab_size and not same_tokenizer(a, b)
+    assert same_tokenizer(a, CharTokenizer("cba")) and same_tokenizer(*2 * [GPT2Tokenizer()])
+    assert not same_tokenizer(GPT2Tokenizer(), GPT2Tokenizer(["x"]))
+    assert not same_tokenizer(None, a) and not same_tokenizer(None, None)
+
+
+def test_characters_have_no_special_tokens():
+    tokenizer = CharTokenizer("<|endoftx>")
+    assert encode_prompt(tokenizer, "<|endoftext|>") == tokenizer.encode("<|endoftext|>")

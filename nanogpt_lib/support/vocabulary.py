@@ -1,10 +1,12 @@
-"""GPT-2's vocabulary: two files, from an installed package or from the internet."""
+"""GPT-2's vocabulary: its two files, and encoding any text with them, the worst included."""
 
 import hashlib
+import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
@@ -34,6 +36,11 @@ def packaged_gpt2_files() -> dict[str, Path] | None:
     return files
 
 
+# tiktoken's regular expression gives up on a run of white space of a million characters
+SPACE_LIMIT = 200_000
+LONG_SPACE = re.compile(rf"(\s{{{SPACE_LIMIT}}})")
+
+
 @cache
 def gpt2_encoding() -> tiktoken.Encoding:
     """tiktoken's GPT-2 encoding, from packaged files if they are there, else from the internet.
@@ -61,3 +68,50 @@ def gpt2_encoding() -> tiktoken.Encoding:
         mergeable_ranks=ranks,
         special_tokens={"<|endoftext|>": 50256},
     )
+
+
+@cache
+def extended_encoding(added: tuple[str, ...]) -> tiktoken.Encoding:
+    """GPT-2's encoding with further tokens of these names, numbered from 50257 on."""
+    base = gpt2_encoding()
+    if not added:
+        return base
+    return tiktoken.Encoding(  # tiktoken's README extends an encoding by these attributes, too
+        name="gpt2-extended",
+        pat_str=base._pat_str,
+        mergeable_ranks=base._mergeable_ranks,
+        special_tokens={**base._special_tokens, **{t: 50257 + i for i, t in enumerate(added)}},
+    )
+
+
+def without_surrogates(text: str) -> str:
+    """The text with each lone surrogate, which UTF-8 cannot express, replaced by U+FFFD."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def encode_gpt2(text: str) -> np.ndarray:
+    """Text → GPT-2's ids, uint32, for any text at all.
+
+    `<|endoftext|>` is ordinary text, a lone surrogate becomes U+FFFD, and white space of any length
+    is encoded in pieces that tiktoken can take. An array is what tiktoken gives fastest.
+    """
+    long = len(text) >= SPACE_LIMIT and LONG_SPACE.search(text)
+    parts = LONG_SPACE.split(text) if long else [text]
+    encode = gpt2_encoding().encode_to_numpy
+    try:
+        return np.concatenate([encode(part, disallowed_special=()) for part in parts])
+    except UnicodeEncodeError:
+        return encode_gpt2(without_surrogates(text))
+
+
+def decode_tokens(encoding: tiktoken.Encoding, ids: list[int]) -> bytes:
+    """Ids → bytes; raises UserError that names an id the encoding does not have."""
+    try:
+        return encoding.decode_bytes(ids)
+    except (KeyError, OverflowError) as error:
+        wrong = next(i for i in ids if not 0 <= i < encoding.n_vocab)
+        raise UserError(f"id {wrong} is not among the {encoding.n_vocab} tokens") from error
