@@ -18,7 +18,7 @@ OWNERS = {
     "TokenLoader": "loader",
     "TokenStream": "shards",
     "TrainConfig": "config",
-    "UserError": "config",
+    "UserError": "support.errors",
 }
 __all__ = sorted(OWNERS)  # noqa: PLE0605
 __version__ = "0.1.0"

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
+from nanogpt_lib.support.growth import difference
+from nanogpt_lib.support.places import run_python
 
 sys.path.insert(0, str(ROOT / "tools"))
 import export  # noqa: E402
@@ -55,24 +57,111 @@ def test_exported_module_reads_like_a_hand_written_one(tmp_path):
         '"""What it is.\n\n'
         "Exported from notebooks/01_a.ipynb; edit the notebook, not this file.\n\n"
         'Shapes: B.\n"""\n\n'
-        "import os\nfrom math import e, pi\n\nimport torch\n\n\n"
+        "import os\nfrom math import e, pi\n\n\n"
         "def f(x):\n    return x * pi * e + len(os.name)\n"
     )
     assert export.main(["--root", str(tmp_path), "--check"]) == 0
 
 
+def export_cells(folder: Path, *chapters: tuple[str, ...], upto: int = 99) -> str:
+    """Export chapters 01, 02, … of the given cells; return the module toy."""
+    for number, cells in enumerate(chapters, start=1):
+        notebook(folder, f"{number:02d}_a.ipynb", *cells)
+    return export.build(folder, upto)[folder / "nanogpt_lib/toy.py"]
+
+
+def test_a_later_chapter_replaces_a_definition_where_it_stands(tmp_path):
+    chapters = [
+        (*HEAD, "#| export\ndef f(x):\n    return x", "#| export\ndef last():\n    return f(1)"),
+        ("#| export toy replaces\nSCALE = 2\n\n\ndef f(x, y=0):\n    return SCALE * x + y",),
+        (
+            "#| default_exp toy",
+            "#| export replaces\nimport math\nSCALE = math.pi\n\n\ndef f(x, y=0, z=0):\n"
+            "    return SCALE * x + y + z",
+        ),
+    ]
+    first, second, third = (export_cells(tmp_path, *chapters, upto=n) for n in (1, 2, 3))
+    assert "Exported from notebooks/01_a.ipynb; edit the notebook, not" in first
+    assert "Exported from notebooks/01_a.ipynb and 02_a.ipynb; edit the notebooks, not" in second
+    assert "notebooks/01_a.ipynb, 02_a.ipynb and 03_a.ipynb; edit the notebooks, not" in third
+    assert third == export_cells(tmp_path, *chapters)
+    assert third.startswith('"""What it is.') and "Shapes: B." in third
+    for text, signature in ((first, "f(x)"), (second, "f(x, y=0)"), (third, "f(x, y=0, z=0)")):
+        assert text.count("def f(") == 1 and f"def {signature}" in text
+        assert text.index("def f(") < text.index("def last(")  # the place is kept
+    assert "SCALE = 2" in second and "SCALE = 2" not in third
+    assert "import math" in third and "import math" not in second
+
+
+def test_the_line_that_names_many_notebooks_is_wrapped(tmp_path):
+    chapters = [(*HEAD, "#| export\nA = 1")] + [("#| export toy replaces\nA = 2",)] * 8
+    lines = export_cells(tmp_path, *chapters).splitlines()
+    assert max(map(len, lines)) <= 100 and lines[2].startswith("Exported from notebooks/01_a.ipynb")
+    assert " ".join(lines[2:4]).endswith("and 09_a.ipynb; edit the notebooks, not this file.")
+
+
+def test_imports_stay_as_long_as_something_uses_them(tmp_path):
+    imports = (
+        "#| export\nimport functools\nimport os\nimport os.path\nimport xml.dom\nimport xml.sax\n"
+        "import json\nimport math\nimport typing\nfrom pathlib import Path, PurePath\n"
+        "from collections import Counter, OrderedDict, deque"
+    )
+    uses = (
+        '#| export\n__all__ = ["deque", "f"]\n\n\n'
+        '@functools.cache\ndef f(x: "Path | None", math=1) -> "list[Counter]":\n'
+        '    json = typing.cast("OrderedDict", os.name)\n'
+        "    return json, math, xml.sax.handler"
+    )
+    text = export_cells(tmp_path, (*HEAD, imports, uses))
+    assert re.findall(r"^(?:import|from) .*", text, flags=re.MULTILINE) == [
+        "import functools",
+        "import os",
+        "import typing",
+        "import xml.sax",
+        "from collections import Counter, OrderedDict, deque",
+        "from pathlib import Path",
+    ]  # not json and math: those are local names
+
+
+def test_an_import_that_only_the_replaced_definition_used_vanishes(tmp_path):
+    first = (*HEAD, "#| export\nimport math\n\n\ndef f():\n    return math.pi")
+    later = ("#| export toy replaces\ndef f():\n    return 3",)
+    assert "import math" in export_cells(tmp_path, first, later, upto=1)
+    assert "import" not in export_cells(tmp_path, first, later)
+
+
+F = "#| export\ndef f(): pass"
 FAULTS = {
-    "exported by toy and by other": [
-        *HEAD, "#| export\ndef f(): pass",
-        "md:> Other.", "#| default_exp other", "#| export\ndef f(): pass",
+    "exported by toy and by other": [*HEAD, F, "md:> Other.", "#| default_exp other", F],
+    "cell 3: exported twice: f": [*HEAD, F, "#| export\ndef f(): return 1"],
+    "cell 2: exported twice: f": [*HEAD, F + "\n\n\ndef f(): return 1"],
+    "cell 3: exported twice: A": [*HEAD, "#| export\nA = 1", "#| export\nA = 2"],
+    "replaces no earlier cell of toy (defines g)": [*HEAD, F, "#| export replaces\ndef g(): pass"],
+    "replaces no earlier cell of toy (defines nothing)": [*HEAD, F, "#| export replaces\nprint()"],
+    "replaces several earlier cells of toy (defines f, g)": [
+        *HEAD, F, "#| export\ndef g(): pass",
+        "#| export replaces\ndef f(): return 1\n\n\ndef g(): return 1",
     ],
-    "exported twice: f": [*HEAD, "#| export\ndef f(): pass", "#| export\ndef f(): return 1"],
+    "replaces a cell but drops g": [
+        *HEAD, F + "\n\n\ndef g(): pass", "#| export toy replaces\ndef f(): return 1",
+    ],
+    "replaces no earlier cell of other": [
+        *HEAD, F, "md:> Other.", "#| default_exp other", "#| export other replaces\ndef f(): pass",
+    ],
     "undefined g": [*HEAD, "#| export\ndef f():\n    return g()"],
     "a magic": [*HEAD, "#| export\n%time f()"],
     "before `#| default_exp`": ["#| export\ndef f(): pass"],
-    "no block quote": ["md:# Title", "#| default_exp toy", "#| export\ndef f(): pass"],
+    "no block quote": ["md:# Title", "#| default_exp toy", F],
     "absolute": [*HEAD, "#| export\nfrom .x import y"],
     "comment": [*HEAD, "#| export\nimport os  # why\n\nos"],
+    "cannot read '#| export toy replace'": [*HEAD, "#| export toy replace\ndef f(): pass"],
+    "cannot read '#| exports'": [*HEAD, "#| exports\ndef f(): pass"],
+    "name is os.name and sys.name": [
+        *HEAD, "#| export\nfrom os import name\nfrom sys import name\n\nX = name",
+    ],
+    "pi is its own definition and math.pi": [
+        *HEAD, "#| export\nfrom math import pi\n\npi = pi + 1",
+    ],
 }  # fmt: skip
 
 
@@ -82,6 +171,18 @@ def test_the_exporter_refuses(message, tmp_path, capsys):
     assert export.main(["--root", str(tmp_path)]) == 1
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "nanogpt_lib").iterdir())
+
+
+def test_a_stage_is_never_written_over_another(tmp_path, capsys):
+    assert export.main(["--upto", "1", "--out", str(tmp_path)]) == 0
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.py")}
+    assert export.main(["--upto", "9", "--out", str(tmp_path)]) == 1
+    assert "is there already; name another --out" in capsys.readouterr().err
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*.py")}
+    for wrong in (["--upto", "1"], ["--out", "x"], ["--upto", "1", "--out", "x", "--check"]):
+        with pytest.raises(SystemExit) as ended:
+            export.main(wrong)
+        assert ended.value.code == 2 and not Path("x").exists()
 
 
 def test_a_stale_or_orphaned_module_fails_the_check(tmp_path, capsys):
@@ -175,3 +276,24 @@ def test_modules_import_only_from_lower_floors():
                 # hellaswag runs as a program too, and then loads a checkpoint
                 allowed = floor[used] < floor[name] or (name, used) == ("hellaswag", "checkpoint")
                 assert allowed, f"{name} imports {used}"
+
+
+def test_a_chapter_shows_what_it_changed_in_an_earlier_definition(tmp_path):
+    old = "#| export\n@cache\ndef f(x):\n    a = 1\n    b = 2\n    return x < 1\n\n\nX = {1: 2}"
+    new = old.replace("f(x)", "f(x, y)").replace("#| export", "#| export toy replaces")
+    export_cells(tmp_path, (*HEAD, "#| export\nfrom functools import cache", old), (new,))
+    shown = difference("f", chapter=2, notebooks=tmp_path / "notebooks")
+    assert repr(shown) == " @cache\n-def f(x):\n+def f(x, y):\n     a = 1"
+    wide = difference("f", chapter=2, context=9, notebooks=tmp_path / "notebooks")
+    assert wide.splitlines()[-1] == "     return x < 1"
+    assert "return x &lt; 1" in wide._repr_html_()
+    assert wide._repr_html_().count("rgba(46") == wide._repr_html_().count("rgba(248") == 1
+    for name, chapter in (("f", 1), ("f", 3), ("g", 2)):
+        with pytest.raises(LookupError, match=f"{chapter} replaces no definition of {name}"):
+            difference(name, chapter, notebooks=tmp_path / "notebooks")
+
+
+def test_a_child_that_fails_shows_its_own_words():
+    assert run_python("-c", "print('fine')") == "fine\n"
+    with pytest.raises(RuntimeError, match="status 3:\nhalf\nthe reason$"):
+        run_python("-c", "import sys; print('half'); print('the reason', file=sys.stderr); exit(3)")

@@ -1,26 +1,44 @@
 """Turn the marked cells of the notebooks into the library nanogpt_lib.
 
-    python tools/export.py            write the library
-    python tools/export.py --check    print what would change, exit 1 if anything would
+    python tools/export.py                      write the library
+    python tools/export.py --check              print what would change, exit 1 if anything would
+    python tools/export.py --upto 04 --out DIR  write DIR/nanogpt_lib as it stands after chapter 04
 
 A cell that says `#| default_exp model` names the module that the cells below it go to; a cell whose
 first line is `#| export` goes there, `#| export other` to another module. A module's docstring is
-the block quote above `#| default_exp`. Imports of all cells move to the top and are merged.
-Standard library only, so that the first chapter can show the whole of it.
+the block quote above the first `#| default_exp` that names it. Imports of all cells move to the top
+and are merged; those that nothing uses vanish.
+
+The code grows from chapter to chapter: a cell `#| export replaces` (or `#| export other replaces`)
+takes the place of the one earlier cell of its module that defines the same names. It may define
+more names, never fewer. Without the word, a name that is defined twice is an error.
+
+module_text.py beside it writes docstrings and imports. Standard library only.
 """
 
 import argparse
 import ast
-import builtins
 import difflib
 import json
 import re
-import symtable
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python does not (python -P)
+from module_text import (  # noqa: E402
+    PACKAGE,
+    ExportError,
+    defined_names,
+    docstring,
+    render_imports,
+    split_imports,
+    undefined_names,
+    used_imports,
+)
+
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = "nanogpt_lib"
+EXPORT = re.compile(r"#\|\s*export(?:[ ]+(?!replaces\b)(\w+))?([ ]+replaces)?[ ]*(?:\n|$)")
 GUARD = """if __name__ == "__main__" and not __package__:  # run by path: import from the repository
     import sys
     from pathlib import Path
@@ -29,154 +47,111 @@ GUARD = """if __name__ == "__main__" and not __package__:  # run by path: import
 """
 
 
-class ExportError(Exception):
-    """The notebooks contradict each other or cannot become modules; the message says where."""
+@dataclass
+class Cell:
+    """An exported cell: its module, whether it replaces an earlier cell there, and its code."""
+
+    module: str
+    replaces: bool
+    source: str
+    where: str  # "02_module.ipynb cell 6"
 
 
-def docstring(quote: str, notebook: Path) -> str:
-    """The first paragraph of the quote, where the module comes from, the other paragraphs."""
-    first, *rest = re.split(r"\n\s*\n", quote.strip())
-    origin = f"Exported from notebooks/{notebook.name}; edit the notebook, not this file."
-    return '"""' + "\n\n".join([first, origin, *rest]) + '\n"""\n'
+@dataclass
+class Module:
+    """What the cells read so far make of one module."""
+
+    notebooks: list[str] = field(default_factory=list)
+    imports: list[ast.stmt] = field(default_factory=list)
+    bodies: list[str] = field(default_factory=list)
+    names: list[set[str]] = field(default_factory=list)  # what each body defines
 
 
-def read_notebook(path: Path) -> list[tuple[str, str, str]]:
-    """Return the exported cells as (module, module docstring or "", source), in notebook order."""
-    cells, default, doc, quote = [], None, "", ""
+def read_notebook(path: Path) -> tuple[dict[str, str], list[Cell]]:
+    """Return the quotes {module: text} and the exported cells of a notebook, in order."""
+    quotes, cells, default, quote = {}, [], None, ""
     for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
-        source = "".join(cell["source"])
+        source, where = "".join(cell["source"]), f"{path.name} cell {number}"
         if cell["cell_type"] == "markdown":
             for block in re.findall(r"(?:^>.*\n?)+", source, flags=re.MULTILINE):
                 text = re.sub(r"^> ?", "", block, flags=re.MULTILINE)
                 if not text.startswith("**"):  # a note such as **Differs from the lecture:**
                     quote = text
         elif match := re.match(r"#\|\s*default_exp\s+(\w+)\s*$", source, flags=re.MULTILINE):
-            if not quote:
-                raise ExportError(f"{path.name}: no block quote above `#| default_exp {match[1]}`")
-            default, doc, quote = match[1], docstring(quote, path), ""
-        if match := re.match(r"#\|\s*export(?:[ ]+(\w+))?[ ]*\n", source):
+            default = match[1]
+            quotes[default], quote = quotes.get(default) or quote, ""
+        elif match := EXPORT.match(source):
             if re.search(r"^\s*[%!]", source, flags=re.MULTILINE):
-                raise ExportError(f"{path.name} cell {number}: a magic in an exported cell")
+                raise ExportError(f"{where}: a magic in an exported cell")
             if not (module := match[1] or default):
-                raise ExportError(f"{path.name} cell {number}: `#| export` before `#| default_exp`")
-            cells.append((module, doc if module == default else "", source[match.end() :].strip()))
-    return cells
+                raise ExportError(f"{where}: `#| export` before `#| default_exp`")
+            cells.append(Cell(module, bool(match[2]), source[match.end() :].strip(), where))
+        elif re.match(r"#\|.*exp", source):
+            raise ExportError(f"{where}: cannot read {source.splitlines()[0]!r}")
+    return quotes, cells
 
 
-def split_imports(source: str, where: str) -> tuple[list[ast.stmt], str]:
-    """Take the top-level imports out of a cell; return them and the rest of the source."""
-    lines, imports = source.split("\n"), []
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            if any("#" in lines[i] for i in range(node.lineno - 1, node.end_lineno)):
-                raise ExportError(f"{where}: put the comment above the import, not on its line")
-            if isinstance(node, ast.ImportFrom) and node.level:
-                raise ExportError(f"{where}: write the import absolute (from {PACKAGE}.x import y)")
-            imports.append(node)
-            for i in range(node.lineno - 1, node.end_lineno):
-                lines[i] = None
-    return imports, "\n".join(line for line in lines if line is not None).strip()
+def add(module: Module, cell: Cell) -> None:
+    """Put a cell at the end of its module, or in the place of the cell that it replaces."""
+    imports, body = split_imports(cell.source, cell.where)
+    names = defined_names(body, cell.where)
+    module.imports += imports
+    if (notebook := cell.where.split()[0]) not in module.notebooks:
+        module.notebooks.append(notebook)
+    places = [i for i, earlier in enumerate(module.names) if names & earlier]
+    if not cell.replaces:
+        if places:
+            twice = set.union(*(names & module.names[i] for i in places))
+            hint = f"a new definition begins with `#| export {cell.module} replaces`"
+            raise ExportError(f"{cell.where}: exported twice: {', '.join(sorted(twice))} ({hint})")
+        if body:
+            module.bodies.append(body)
+            module.names.append(names)
+        return
+    if len(places) != 1:
+        found = "several earlier cells" if places else "no earlier cell"
+        listed = ", ".join(sorted(names)) or "nothing"
+        raise ExportError(f"{cell.where}: replaces {found} of {cell.module} (defines {listed})")
+    if dropped := module.names[places[0]] - names:
+        raise ExportError(f"{cell.where}: replaces a cell but drops {', '.join(sorted(dropped))}")
+    module.bodies[places[0]], module.names[places[0]] = body, names
 
 
-def render_imports(imports: list[ast.stmt]) -> str:
-    """Merge imports and sort them: standard library, packages, our own; `import` before `from`."""
-    plain, names = set(), {}
-    for node in imports:
-        for alias in node.names:
-            text = alias.name + (f" as {alias.asname}" if alias.asname else "")
-            if isinstance(node, ast.Import):
-                plain.add(text)
-            else:
-                names.setdefault(node.module, set()).add(text)
-
-    def group(module: str) -> int:
-        top = module.split(".")[0]
-        return 0 if top in sys.stdlib_module_names else 2 if top == PACKAGE else 1
-
-    def order(name: str):  # as ruff and isort do: CONSTANTS, Classes, functions
-        return (not name.isupper() if len(name) > 1 else True, not name[0].isupper(), name)
-
-    blocks = []
-    for number in range(3):
-        block = [f"import {m}" for m in sorted(plain) if group(m) == number]
-        for module in sorted(names):
-            if group(module) == number:
-                listed = sorted(names[module], key=order)
-                line = f"from {module} import {', '.join(listed)}"
-                if len(line) > 100:
-                    line = f"from {module} import (\n    " + ",\n    ".join(listed) + ",\n)"
-                block.append(line)
-        if block:
-            blocks.append("\n".join(block))
-    return "\n\n".join(blocks)
+def render(name: str, module: Module, quote: str) -> str:
+    """The text of a module."""
+    where = f"{module.notebooks[0]}: module {name}"
+    if not quote:
+        raise ExportError(f"{where}: no block quote above `#| default_exp {name}`")
+    parts = [docstring(quote, module.notebooks)]
+    if any('__name__ == "__main__"' in body for body in module.bodies):
+        parts.append(GUARD)
+    body = "\n\n\n".join(module.bodies)
+    parts.append(render_imports(used_imports(module.imports, body, where)) + "\n")
+    gap = "\n\n" if body.startswith(("def ", "class ", "@")) else "\n"  # as formatters do
+    text = "\n".join(parts) + gap + body + "\n"
+    if missing := undefined_names(text):
+        raise ExportError(f"{where} uses undefined {', '.join(sorted(missing))}")
+    return text
 
 
-def used_imports(imports: list[ast.stmt], body: str) -> list[ast.stmt]:
-    """The imports that `body` uses; a chapter may import more than it exports."""
-    read = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
-    kept = []
-    for node in imports:
-        names = [a for a in node.names if (a.asname or a.name).split(".")[0] in read]
-        if names:
-            fields = {"module": node.module, "level": 0} if isinstance(node, ast.ImportFrom) else {}
-            kept.append(type(node)(names=names, **fields))
-    return kept
-
-
-def undefined_names(source: str) -> set[str]:
-    """Names a module reads as globals but neither defines, imports nor finds among the builtins."""
-    top = symtable.symtable(source, "module", "exec")
-    defined = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
-    defined |= set(dir(builtins)) | {"__file__", "__name__", "__package__"}
-    read, tables = set(), [top]
-    while tables:
-        table = tables.pop()
-        tables += table.get_children()
-        for s in table.get_symbols():
-            if s.is_referenced() and (s.is_global() or table is top):
-                read.add(s.get_name())
-    return read - defined
-
-
-def build(root: Path) -> dict[Path, str]:
-    """Return {library file: its text} for the notebooks below root; raise ExportError."""
-    modules, owner = {}, {}
+def build(root: Path, upto: int = 99) -> dict[Path, str]:
+    """Return {library file: its text} for the notebooks below root, up to a chapter."""
+    quotes, modules, owner = {}, {}, {}
     for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        for module, doc, source in read_notebook(path):
-            entry = modules.setdefault(
-                module, {"doc": doc, "imports": [], "bodies": [], "nb": path}
-            )
-            entry["doc"] = entry["doc"] or doc
-            imports, body = split_imports(source, f"{path.name} (module {module})")
-            entry["imports"] += imports
-            if not body:
-                continue
-            entry["bodies"].append(body)
-            for name in symtable.symtable(body, module, "exec").get_symbols():
-                if name.is_assigned() and owner.setdefault(name.get_name(), module) != module:
-                    first = owner[name.get_name()]
-                    raise ExportError(f"{name.get_name()} is exported by {first} and by {module}")
-    files = {}
-    for module, entry in modules.items():
-        if not entry["doc"]:
-            raise ExportError(
-                f"module {module} has no `#| default_exp {module}` with a quote above"
-            )
-        defined = [n.name for b in entry["bodies"] for n in ast.parse(b).body if hasattr(n, "name")]
-        if twice := {name for name in defined if defined.count(name) > 1}:
-            raise ExportError(f"{entry['nb'].name}: exported twice: {', '.join(sorted(twice))}")
-        parts = [entry["doc"]]
-        if any('__name__ == "__main__"' in body for body in entry["bodies"]):
-            parts.append(GUARD)
-        body = "\n\n\n".join(entry["bodies"])
-        parts.append(render_imports(used_imports(entry["imports"], body)) + "\n")
-        gap = "\n\n" if body.startswith(("def ", "class ", "@")) else "\n"  # as formatters do
-        text = "\n".join(parts) + gap + body + "\n"
-        if missing := undefined_names(text):
-            names = ", ".join(sorted(missing))
-            raise ExportError(f"{entry['nb'].name}: module {module} uses undefined {names}")
-        files[root / PACKAGE / f"{module}.py"] = text
-    return files
+        if int(path.name[:2]) > upto:
+            break
+        found, cells = read_notebook(path)
+        quotes = {**found, **{module: quote for module, quote in quotes.items() if quote}}
+        for cell in cells:
+            add(modules.setdefault(cell.module, Module()), cell)
+    for name, module in modules.items():
+        for symbol in set().union(*module.names):
+            if owner.setdefault(symbol, name) != name:
+                raise ExportError(f"{symbol} is exported by {owner[symbol]} and by {name}")
+    return {
+        root / PACKAGE / f"{name}.py": render(name, module, quotes.get(name, ""))
+        for name, module in modules.items()
+    }
 
 
 def orphans(root: Path, files: dict[Path, str]) -> list[str]:
@@ -186,15 +161,55 @@ def orphans(root: Path, files: dict[Path, str]) -> list[str]:
     return [f.name for f in exported if mark in f.read_text(encoding="utf-8")]
 
 
+def stage(root: Path, upto: int) -> dict[str, str]:
+    """The library after a chapter, {path: text}: lessons, support/, an __init__ that fits them."""
+    package = root / PACKAGE
+    files = {file.name: text for file, text in build(root, upto).items()}
+    for file in sorted((package / "support").glob("*.py")):
+        files[f"support/{file.name}"] = file.read_text(encoding="utf-8")
+    there = set()  # (module, name)
+    for path, text in files.items():
+        module = path.removesuffix(".py").replace("/", ".")
+        there |= {(module, name) for name in defined_names(text, path)}
+    init = (package / "__init__.py").read_text(encoding="utf-8")
+    lines, (first, *rest) = init.split("\n"), ast.parse(init).body
+    for node in rest:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "OWNERS":
+            for name, owner in zip(node.value.keys, node.value.values, strict=True):
+                if (owner.value, name.value) not in there:
+                    lines[name.lineno - 1] = None
+    lines[: first.end_lineno] = [f'"""The library as it stands after chapter {upto:02d}."""']
+    files["__init__.py"] = "\n".join(line for line in lines if line is not None)
+    return files
+
+
+def write_stage(root: Path, upto: int, out: Path) -> None:
+    """Write the library as it stands after a chapter into out/nanogpt_lib, which must be new."""
+    files, folder = stage(root, upto), out / PACKAGE
+    if folder.exists():
+        raise ExportError(f"{folder} is there already; name another --out")
+    for path, text in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text, encoding="utf-8", newline="\n")
+    print(f"wrote {folder} as it stands after chapter {upto:02d}: {len(files)} files")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Write the library, or with --check compare it with the notebooks; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="print a diff and write nothing")
+    parser.add_argument("--upto", type=int, metavar="NN", help="the library after chapter NN …")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="… is written into DIR/nanogpt_lib")
     parser.add_argument("--root", type=Path, default=ROOT, help="repository (default: this one)")
     args = parser.parse_args(argv)
+    if (args.upto is None) != (args.out is None) or args.check and args.out:
+        parser.error("--upto NN and --out DIR belong together, without --check")
     try:
+        if args.out:
+            write_stage(args.root, args.upto, args.out)
+            return 0
         files = build(args.root)
-    except (ExportError, SyntaxError) as error:
+    except (ExportError, SyntaxError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
     stale = 0
