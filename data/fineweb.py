@@ -18,7 +18,6 @@ The revisions are pinned: 87f0914 of fineweb-edu and 9bb295d (tag v1.4.0) of fin
 public projects pin them; --revision takes another tag, branch or commit.
 """
 
-import sys
 from pathlib import Path
 
 from nanogpt_lib.recipes.parquet import make_shards, validation_tokens
@@ -31,7 +30,7 @@ from nanogpt_lib.recipes.sources import (
     recipe_parser,
     verify,
 )
-from nanogpt_lib.support.cli import OneLineParser, one_line
+from nanogpt_lib.support.cli import OneLineParser, run_program
 from nanogpt_lib.support.download import from_mirror
 
 REVISIONS = {
@@ -86,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(one_line("fineweb.py", main))
+    run_program("fineweb.py", main, goes_on="the same command goes on", outlives_terminal=True)

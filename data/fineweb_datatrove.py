@@ -26,7 +26,7 @@ from nanogpt_lib.recipes.parquet import BEGIN, documents, encoded, validation_to
 from nanogpt_lib.recipes.shard_writer import ShardWriter
 from nanogpt_lib.recipes.sources import Source, dataset_meta, is_there, parse
 from nanogpt_lib.recipes.text import DATA
-from nanogpt_lib.support.cli import one_line
+from nanogpt_lib.support.cli import run_program
 from nanogpt_lib.support.files import write_json
 
 
@@ -126,4 +126,6 @@ def main() -> None:
 if __name__ == "__main__":
     from fineweb_datatrove import main  # the workers import the steps from this module
 
-    sys.exit(one_line("fineweb_datatrove.py", main))
+    run_program(
+        "fineweb_datatrove.py", main, goes_on="the same command goes on", outlives_terminal=True
+    )

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from nanogpt_lib.recipes.text import DATA
-from nanogpt_lib.support.cli import OneLineParser, one_line
+from nanogpt_lib.support.cli import OneLineParser, run_program
 from nanogpt_lib.support.download import from_mirror, obtain
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.files import write_atomically, write_json
@@ -86,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(one_line("hellaswag.py", main))
+    run_program("hellaswag.py", main, goes_on="the same command goes on", outlives_terminal=True)

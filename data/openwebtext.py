@@ -16,7 +16,6 @@ The revision is pinned (b4325f0, as public projects pin it); --revision takes an
 """
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from nanogpt_lib.recipes.sources import (
     recipe_parser,
     verify,
 )
-from nanogpt_lib.support.cli import one_line
+from nanogpt_lib.support.cli import run_program
 from nanogpt_lib.support.download import from_mirror
 
 REPO = "Skylion007/openwebtext"
@@ -81,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(one_line("openwebtext.py", main))
+    run_program("openwebtext.py", main, goes_on="the same command goes on", outlives_terminal=True)

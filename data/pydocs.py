@@ -10,7 +10,6 @@ standard library, read from its source files. It differs a little between Python
 import ast
 import platform
 import random
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -60,4 +59,4 @@ def collect() -> str:
 
 if __name__ == "__main__":
     source = f"pydoc topics and standard library docstrings of Python {platform.python_version()}"
-    sys.exit(text_recipe("pydocs", source, collect))
+    text_recipe("pydocs", source, collect)

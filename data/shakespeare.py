@@ -6,8 +6,6 @@
 NANOGPT_MIRROR (a folder or URL) is asked for shakespeare/input.txt before the internet.
 """
 
-import sys
-
 from nanogpt_lib.recipes.text import DATA, text_recipe
 from nanogpt_lib.support.download import obtain
 
@@ -23,4 +21,4 @@ def collect() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(text_recipe("shakespeare", "Tiny Shakespeare, as distributed with char-rnn", collect))
+    text_recipe("shakespeare", "Tiny Shakespeare, as distributed with char-rnn", collect)

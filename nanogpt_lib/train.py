@@ -245,4 +245,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_program("train.py", main)
+    run_program("train.py", main, outlives_terminal=True)

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from nanogpt_lib.shards import write_shard
-from nanogpt_lib.support.cli import OneLineParser, one_line
+from nanogpt_lib.support.cli import OneLineParser, run_program
 from nanogpt_lib.support.datasets import write_meta
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 
 
-def text_recipe(name: str, source: str, collect: Callable[[], str]) -> int:
+def text_recipe(name: str, source: str, collect: Callable[[], str]) -> None:
     """The command line of a recipe made from one text: first 90 % for training, rest validation."""
     parser = OneLineParser(prog=f"{name}.py", description=f"Make the dataset {name}: {source}.")
     parser.add_argument("--tokenizer", choices=["char", "gpt2"], default="char")
@@ -40,7 +40,7 @@ def text_recipe(name: str, source: str, collect: Callable[[], str]) -> int:
             f", vocabulary {tokenizer.vocab_size:,}, in {out}"
         )
 
-    return one_line(f"{name}.py", job)
+    run_program(f"{name}.py", job, goes_on="the same command goes on", outlives_terminal=True)
 
 
 def write_splits(folder: Path, meta: dict, train: np.ndarray, val: np.ndarray) -> dict:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.terminal import prepare_terminal
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -24,32 +25,50 @@ class OneLineParser(argparse.ArgumentParser):
         return parsed
 
 
-def run_program(name: str, main) -> None:
-    """Run a program's main() and exit with what it returns; a UserError is one line, exit 1."""
-    try:
-        sys.exit(main())
-    except (UserError, OSError) as error:  # OSError: a full disk, a folder that went away
-        sys.exit(f"{name}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+def describe_os_error(error: OSError) -> str:
+    """An OSError in one line: which file, what is wrong, and what to do where that is known."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"{where}the disk is full; make room"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{where}this system's limit of open files is reached; raise it with ulimit -n"
+    if error.errno == errno.EROFS:
+        return f"{where}the file system is read-only; choose another folder"
+    if error.errno is not None and error.strerror:
+        return f"{where}{error.strerror}"
+    return str(error) or type(error).__name__
 
 
-def one_line(name: str, job: Callable[[], None]) -> int:
-    """Run a recipe; turn a UserError, Ctrl-C and a full disk into one line on stderr.
+def run_program(
+    name: str,
+    main: Callable[[], int | None],
+    *,
+    goes_on: str = "",
+    outlives_terminal: bool = False,
+) -> None:
+    """Run the main() of a program or a recipe and exit with its status; errors are one line.
 
-    Returns the exit status.
+    A UserError, an OSError and a lack of memory end with status 1, Ctrl-C with 130. `goes_on` says
+    what carries on with the work after an interruption ("the same command goes on").
+    With `outlives_terminal` a closed pipe or terminal does not end the program.
     """
+    prepare_terminal(outlives_terminal)
+    goes_on = f"; {goes_on}" if goes_on else ""
     try:
-        job()
+        try:
+            status = main() or 0
+        finally:  # so that a full disk or a closed pipe is met here, not after the end
+            if sys.stdout:
+                sys.stdout.flush()
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{name}: stopped; the same command goes on", file=sys.stderr)
-        return 130
+        message, status = str(error), 1
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print(f"{name}: the disk is full; make room, the same command goes on", file=sys.stderr)
-        return 1
-    return 0
+        message, status = describe_os_error(error) + goes_on, 1
+    except MemoryError as error:
+        message, status = f"out of memory: {error}".removesuffix(": "), 1
+    except KeyboardInterrupt:
+        message, status = "stopped" + goes_on, 130
+    else:
+        sys.exit(status)
+    print(f"{name}: {' '.join(message.splitlines())}", file=sys.stderr)
+    sys.exit(status)
