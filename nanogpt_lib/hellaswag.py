@@ -29,6 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from nanogpt_lib.checkpoint import load_model
+from nanogpt_lib.context import Context
 from nanogpt_lib.device import choose_dtype, detect_device, fast_products
 from nanogpt_lib.distributed import World, add_up
 from nanogpt_lib.model import GPT
@@ -178,7 +179,7 @@ def tree_losses(model: GPT, trees: list[Tree], head: Tensor) -> Tensor:
     tokens = side_by_side([tree.tokens for tree in trees]).to(device)  # (B, T)
     position = side_by_side([tree.position for tree in trees]).to(device)
     branch = side_by_side([tree.branch for tree in trees], padding=5).to(device)
-    hidden = model.hidden_states(tokens, position=position, visible=visibility(branch))
+    hidden = model.transformer(tokens, Context(position, visibility(branch)))
     endings = [ending for tree in trees for ending in tree.endings]
     targets = torch.tensor([token for ending in endings for token in ending])  # (M,)
     before = [b * T + t for b, tree in enumerate(trees) for ts in tree.before for t in ts]

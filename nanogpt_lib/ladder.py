@@ -110,7 +110,7 @@ class OtherLoss(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
         """x, y: (B, T) → the mean cross entropy in nats."""
-        hidden, y = self.gpt.hidden_states(x).flatten(0, 1), y.flatten()  # (B·T, C), (B·T,)
+        hidden, y = self.gpt.transformer(x).flatten(0, 1), y.flatten()  # (B·T, C), (B·T,)
         if self.kind == "chunks":
             parts = zip(hidden.split(CHUNK), y.split(CHUNK), strict=True)
             total = sum(checkpoint(self.piece, h, t, use_reentrant=False) for h, t in parts)

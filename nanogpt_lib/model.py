@@ -13,6 +13,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn import functional as F
 
+from nanogpt_lib.context import Context
 from nanogpt_lib.pretrained import crop_block_size, load_pretrained
 from nanogpt_lib.support.errors import UserError
 
@@ -83,14 +84,16 @@ class CausalSelfAttention(nn.Module):
         self.dropout = config.dropout
         self.attend = ATTENTION[config.attention]
 
-    def forward(self, x: Tensor, past=None, visible: Tensor | None = None) -> Tensor:
-        """x: (B, T, C) → (B, T, C). `past` holds earlier keys and values (see sampling.py)."""
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """x: (B, T, C) → (B, T, C); without a context, T tokens from the first on."""
         B, T, C = x.size()
         q, k, v = self.c_attn(x).split(C, dim=2)
         # heads are a second batch dimension: (B, T, C) → (B, T, H, D) → (B, H, T, D)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))
-        if past is not None:
-            k, v = past.append(k, v)  # (B, H, S, D) with everything seen so far
+        visible = None
+        if context is not None:
+            k, v = context.remember(k, v)  # (B, H, S, D) with everything seen so far
+            visible = context.visible
         dropout = self.dropout if self.training else 0.0
         y = self.attend(q, k, v, dropout, visible)  # (B, H, T, D)
         y = y.transpose(1, 2).contiguous().view(B, T, C)  # heads side by side again
@@ -125,9 +128,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, past=None, visible: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """x: (B, T, C) → (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), past, visible)
+        x = x + self.attn(self.ln_1(x), context)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -143,28 +146,21 @@ class Transformer(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
 
-    def forward(
-        self,
-        idx: Tensor,
-        cache: list | None = None,
-        position: Tensor | None = None,
-        visible: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, idx: Tensor, context: Context | None = None) -> Tensor:
         """Token ids (B, T) → hidden states (B, T, C).
 
-        With a `cache`, one entry per block (sampling.new_cache), idx holds only the tokens after
-        what is cached. `position` (B, T) and `visible` (B, 1, T, T) describe tokens that do not
-        stand in one line (hellaswag.py). Without, more tokens than block_size raise UserError.
+        A context says where the tokens stand, what they see and what came before; without one they
+        are the first T tokens of a text.
         """
-        if position is None:
-            start = cache[0].length if cache else 0
-            end, block_size = start + idx.size(1), self.wpe.num_embeddings
-            if end > block_size:
-                raise UserError(f"{end} tokens exceed the block_size of {block_size}")
-            position = torch.arange(start, end, device=idx.device)
+        if context is None:
+            if idx.size(1) > (most := self.wpe.num_embeddings):
+                raise UserError(f"{idx.size(1)} tokens exceed the block_size of {most}")
+            position = torch.arange(idx.size(1), device=idx.device)
+        else:
+            position = context.position
         x = self.drop(self.wte(idx) + self.wpe(position))  # (B, T, C) + (T, C) or (B, T, C)
         for i, block in enumerate(self.h):
-            x = block(x, cache[i] if cache else None, visible)
+            x = block(x, None if context is None else context.layer(i))
         return self.ln_f(x)
 
 
@@ -197,31 +193,16 @@ class GPT(nn.Module):
         self.transformer.wte.weight = self.lm_head.weight  # one matrix, two jobs
         init_weights(self, config.n_layer)
 
-    def hidden_states(
-        self,
-        idx: Tensor,
-        cache: list | None = None,
-        position: Tensor | None = None,
-        visible: Tensor | None = None,
-    ) -> Tensor:
-        """Everything below the head, (B, T) → (B, T, C); see Transformer.forward."""
-        return self.transformer(idx, cache, position, visible)
-
-    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, context: Context | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, V) and, given targets (B, T), the mean cross entropy in nats."""
         # padding columns are cut off: they neither enter the softmax nor can they be drawn
-        logits = self.lm_head(self.hidden_states(idx))[..., : self.config.vocab_size]
+        logits = self.lm_head(self.transformer(idx, context))[..., : self.config.vocab_size]
         if targets is None:
             return logits, None
         loss = F.cross_entropy(logits.float().reshape(-1, logits.size(-1)), targets.reshape(-1))
         return logits, loss
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits for sampling, (…, C) → (…, V), in float32 even under autocast."""
-        # bf16 near 3 has steps of 0.0156: wrong odds between tokens
-        with torch.autocast(device_type=hidden.device.type, enabled=False):
-            logits = self.lm_head(hidden.to(self.lm_head.weight.dtype))
-        return logits[..., : self.config.vocab_size].float()
 
     @classmethod
     def from_pretrained(cls, source: str, **changes) -> "GPT":

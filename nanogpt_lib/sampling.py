@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nanogpt_lib.context import Context, new_cache
 from nanogpt_lib.model import GPT
 from nanogpt_lib.support.errors import UserError
 
@@ -54,6 +55,14 @@ def next_token_probabilities(
     return probs if top_p is None or top_p == 1 else keep_top_p(probs, top_p)
 
 
+def next_token_logits(model: GPT, hidden: Tensor) -> Tensor:
+    """Hidden states (…, C) → logits (…, V), in float32 even under autocast, without padding."""
+    # bf16 near 3 has steps of 0.0156: wrong odds between tokens
+    with torch.autocast(device_type=hidden.device.type, enabled=False):
+        logits = model.lm_head(hidden.to(model.lm_head.weight.dtype))
+    return logits[..., : model.config.vocab_size].float()
+
+
 def draw(probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One token per row, (B, V) → (B, 1): the first i with p_0 + … + p_i > u, u uniform in [0, 1).
 
@@ -67,31 +76,6 @@ def draw(probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
     u = torch.rand(probs.size(0), 1, generator=generator)
     # divided by its last entry, `ends` closes with exactly 1 > u; mass 0 leaves no room for a dart
     return torch.searchsorted(ends / ends[:, -1:], u, right=True)
-
-
-class LayerCache:
-    """Keys and values of one block, (B, H, S, D), in a buffer allocated once."""
-
-    def __init__(self, block_size: int):
-        self.block_size = block_size
-        self.length = 0  # S, tokens held
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the keys and values of T new tokens; return those of all S tokens so far."""
-        B, H, T, D = k.shape
-        if self.length == 0:
-            self.k = k.new_empty(B, H, self.block_size, D)
-            self.v = v.new_empty(B, H, self.block_size, D)
-        end = self.length + T
-        self.k[:, :, self.length : end] = k
-        self.v[:, :, self.length : end] = v
-        self.length = end
-        return self.k[:, :, :end], self.v[:, :, :end]
-
-
-def new_cache(model: GPT) -> list[LayerCache]:
-    """An empty cache for `model.hidden_states(idx, cache)`, one entry per block."""
-    return [LayerCache(model.config.block_size) for _ in range(model.config.n_layer)]
 
 
 def context_start(length: int, block_size: int) -> int:
@@ -123,14 +107,16 @@ def stream(
     `given` (B, max_new_tokens) holds tokens to take instead of the drawn ones, -1 where to draw.
     """
     check_prompt(idx.size(1), model.config.block_size)
-    start, cache = 0, new_cache(model)
+    size = model.config.n_layer, model.config.block_size
+    start, cache = 0, new_cache(*size)
     finished = torch.zeros(idx.size(0), 1, dtype=torch.bool, device=idx.device)
     for step in range(max_new_tokens):
         if (moved := context_start(idx.size(1), model.config.block_size)) != start:
-            start, cache = moved, new_cache(model)
+            start, cache = moved, new_cache(*size)
         fresh = idx[:, start + cache[0].length :]  # without a cache its length stays 0
-        hidden = model.hidden_states(fresh, cache if use_cache else None)
-        probs = next_token_probabilities(model.head(hidden[:, -1]), **how)  # (B, V)
+        hidden = model.transformer(fresh, Context.after(cache, fresh) if use_cache else None)
+        logits = next_token_logits(model, hidden[:, -1])  # (B, V)
+        probs = next_token_probabilities(logits, **how)
         token = draw(probs, generator)  # (B, 1)
         if eot is not None:
             token = torch.where(finished, eot, token)

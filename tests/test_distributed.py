@@ -27,6 +27,7 @@ from nanogpt_lib.distributed import (
     wait_for_all,
     wrap_ddp,
 )
+from nanogpt_lib.sampling import next_token_logits
 from nanogpt_lib.support.errors import UserError
 
 SETUP = """
@@ -38,6 +39,7 @@ from nanogpt_lib.distributed import *
 from nanogpt_lib.evaluation import validation_loss
 from nanogpt_lib.loader import TokenLoader
 from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.sampling import next_token_logits
 from nanogpt_lib.optimizer import make_optimizer
 from nanogpt_lib.shards import TokenStream
 
@@ -152,7 +154,7 @@ with contextlib.suppress(KeyError), process_group(world, CPU):
     saw["moments held"] = sum(m.to_local().numel() for m in moments.values())
     plain, stream = unsharded(model, CPU), TokenStream(data, "train")
     if world.is_main:  # no other rank takes part
-        saw["alone"] = plain.head(plain.hidden_states(x))
+        saw["alone"] = next_token_logits(plain, plain.transformer(x))
     saw["uneven"] = validation_loss(plain, stream, tokens=5 * 8, batch_size=1, world=world)
     saw["whole"] = {n: full_tensor(p.detach()) for n, p in model.named_parameters()}
     mine = [p.detach() for p in model.parameters()]
@@ -321,7 +323,7 @@ def test_a_plain_copy_of_sharded_weights_serves_ranks_that_do_unequal_work(
     """Five windows over two ranks: a sharded forward pass would wait for ever."""
     model, x, _ = reference["model_and_rows"]()
     model.load_state_dict(ranks[0]["whole"], strict=False)  # lm_head is wte
-    torch.testing.assert_close(ranks[0]["alone"], model.head(model.hidden_states(x)))
+    torch.testing.assert_close(ranks[0]["alone"], next_token_logits(model, model.transformer(x)))
     stream = reference["TokenStream"](numbers, "train")
     loss = reference["validation_loss"](model, stream, tokens=5 * 8, batch_size=1)
     assert [saw["uneven"] for saw in ranks] == pytest.approx([loss, loss], abs=1e-6)

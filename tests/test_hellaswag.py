@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from conftest import ROOT, program, subprocess
 from nanogpt_lib import hellaswag
 from nanogpt_lib.checkpoint import save_checkpoint
+from nanogpt_lib.context import Context
 from nanogpt_lib.device import autocast
 from nanogpt_lib.hellaswag import (
     SCORES,
@@ -22,7 +23,7 @@ from nanogpt_lib.hellaswag import (
     read_items,
     score_items,
 )
-from nanogpt_lib.model import ATTENTION, GPT, GPTConfig
+from nanogpt_lib.model import ATTENTION, GPT, GPTConfig, Transformer
 from nanogpt_lib.optimizer import make_optimizer
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.tokenizer import GPT2Tokenizer
@@ -157,13 +158,13 @@ def test_the_proof_would_catch_branches_that_see_each_other_or_stand_in_line(
     with monkeypatch.context() as patch:
         patch.setattr(hellaswag, "visibility", lambda b: (b[:, :, None] >= 0).tril()[:, None])
         assert (item_losses(model, items) - expected).abs().max() > 0.1
-    hidden_states = GPT.hidden_states
+    forward = Transformer.forward
 
-    def in_line(model, idx, position, visible):
+    def in_line(model, idx, context):
         position = torch.arange(idx.size(1)).clamp(max=47)
-        return hidden_states(model, idx, position=position, visible=visible)
+        return forward(model, idx, Context(position, context.visible))
 
-    monkeypatch.setattr(GPT, "hidden_states", in_line)
+    monkeypatch.setattr(Transformer, "forward", in_line)
     assert (item_losses(model, items, budget=1) - expected).abs().max() > 0.1
 
 
@@ -277,11 +278,9 @@ def test_an_item_longer_than_the_context_is_cut_on_the_left():
 
 def test_contexts_are_read_once_and_the_head_works_only_where_it_counts(model, monkeypatch):
     items, read, made = random_items(), [], []
-    hidden_states, token_losses = GPT.hidden_states, hellaswag.token_losses
+    forward, token_losses = Transformer.forward, hellaswag.token_losses
     monkeypatch.setattr(
-        GPT,
-        "hidden_states",
-        lambda s, i, **how: (read.append(i.numel()), hidden_states(s, i, **how))[1],
+        Transformer, "forward", lambda s, i, c: (read.append(i.numel()), forward(s, i, c))[1]
     )
     monkeypatch.setattr(
         hellaswag, "token_losses", lambda h, *a: (made.append(len(h)), token_losses(h, *a))[1]

@@ -8,7 +8,7 @@ import torch
 from nanogpt_lib.checkpoint import load_model, save_checkpoint
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.pretrained import GPT2_SIZES, save_huggingface
-from nanogpt_lib.sampling import generate
+from nanogpt_lib.sampling import generate, next_token_logits
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.huggingface import bpe_files, merge_of
 from nanogpt_lib.support.vocabulary import GPT2_FILES
@@ -120,8 +120,10 @@ def test_lm_eval_measures_the_likelihoods_that_we_compute(exported, gpt2_tokeniz
     for (context, ending), (likelihood, _) in zip(items, theirs, strict=True):
         before, after = gpt2_tokenizer.encode(context), gpt2_tokenizer.encode(ending)
         with torch.no_grad():
-            hidden = model.hidden_states(torch.tensor([before + after]))[0, len(before) - 1 : -1]
-        ours = model.head(hidden).log_softmax(-1)[range(len(after)), after].sum().item()
+            hidden = model.transformer(torch.tensor([before + after]))[0, len(before) - 1 : -1]
+        ours = (
+            next_token_logits(model, hidden).log_softmax(-1)[range(len(after)), after].sum().item()
+        )
         assert likelihood == pytest.approx(ours, abs=1e-4)
 
 

@@ -19,6 +19,7 @@ from nanogpt_lib.model import (
     load_weights,
 )
 from nanogpt_lib.pretrained import GPT2_SIZES, save_huggingface
+from nanogpt_lib.sampling import next_token_logits
 from nanogpt_lib.support.errors import UserError
 
 SMALL = dict(block_size=16, vocab_size=61, n_layer=2, n_head=2, n_embd=32)
@@ -143,7 +144,7 @@ def test_padding_ids_get_no_probability_and_no_gradient():
     assert padded.lm_head.weight.shape == (64, 32)
     logits, loss = padded(TOKENS, TOKENS)
     assert logits.shape == (2, 16, 61)
-    assert padded.head(padded.hidden_states(TOKENS)).shape == (2, 16, 61)
+    assert next_token_logits(padded, padded.transformer(TOKENS)).shape == (2, 16, 61)
     torch.testing.assert_close(logits, plain(TOKENS)[0], atol=1e-5, rtol=0)
     loss.backward()
     assert padded.lm_head.weight.grad[61:].abs().max() == 0
@@ -162,9 +163,9 @@ def test_one_matrix_embeds_and_predicts():
 def test_scores_are_float32_under_autocast():
     model = odd_model()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = model.hidden_states(TOKENS)
+        hidden = model.transformer(TOKENS)
         logits, loss = model(TOKENS, TOKENS)
-        scores = model.head(hidden)
+        scores = next_token_logits(model, hidden)
     assert logits.dtype == torch.bfloat16 and loss.dtype == scores.dtype == torch.float32
     expected = F.linear(hidden.float(), model.lm_head.weight)
     torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from nanogpt_lib.context import Context, new_cache
 from nanogpt_lib.device import fast_products
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.sampling import (
@@ -14,7 +15,7 @@ from nanogpt_lib.sampling import (
     generate,
     keep_top_k,
     keep_top_p,
-    new_cache,
+    next_token_logits,
     next_token_probabilities,
     stream,
 )
@@ -91,9 +92,9 @@ def test_probabilities_are_float32_even_for_bfloat16_logits():
     logits = torch.tensor([[3.0, 3.0078125, 2.0]])  # bf16 cannot tell the first two apart
     assert next_token_probabilities(logits.bfloat16()).dtype == torch.float32
     model = make_model()
-    hidden = model.hidden_states(prompts(1, 4))[:, -1]
+    hidden = model.transformer(prompts(1, 4))[:, -1]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        careful, careless = model.head(hidden), model.lm_head(hidden)
+        careful, careless = next_token_logits(model, hidden), model.lm_head(hidden)
     assert careful.dtype == torch.float32 and careless.dtype == torch.bfloat16
     assert len(careful.unique()) == 37  # as many values as tokens
 
@@ -138,7 +139,8 @@ def test_every_token_comes_from_what_the_model_sees_and_nothing_else():
     row = generate(model, idx, 40, temperature=0)
     for t in range(5, 45):
         seen = row[:, context_start(t, BLOCK) : t]
-        assert model.head(model.hidden_states(seen)[:, -1]).argmax() == row[0, t]
+        logits = next_token_logits(model, model.transformer(seen)[:, -1])
+        assert logits.argmax() == row[0, t]
 
 
 def test_the_cache_computes_every_position_once():
@@ -174,20 +176,18 @@ def test_the_visible_context_is_never_empty_nor_too_long(block_size):
 
 def test_feeding_the_cache_in_chunks_equals_one_pass():
     model, idx = make_model(), prompts(2, 12)
-    cache = new_cache(model)
-    chunks = [model.hidden_states(part, cache) for part in idx.split([1, 7, 4], dim=1)]
-    whole = model.hidden_states(idx)
+    cache, whole = new_cache(2, BLOCK), model.transformer(idx)
+    parts = idx.split([1, 7, 4], dim=1)
+    chunks = [model.transformer(part, Context.after(cache, part)) for part in parts]
     assert torch.allclose(torch.cat(chunks, dim=1), whole, atol=1e-5)
 
 
 def test_a_cached_token_at_the_wrong_position_would_be_noticed():
     model, idx = make_model(), prompts(1, 6)
-    cache = new_cache(model)
-    model.hidden_states(idx[:, :5], cache)
-    x = model.transformer.wte(idx[:, 5:]) + model.transformer.wpe.weight[0]  # should be row 5
-    for block, past in zip(model.transformer.h, cache, strict=True):
-        x = block(x, past)
-    wrong, right = model.transformer.ln_f(x), model.hidden_states(idx)[:, 5:]
+    cache = new_cache(2, BLOCK)
+    model.transformer(idx[:, :5], Context.after(cache, idx[:, :5]))
+    wrong = model.transformer(idx[:, 5:], Context(torch.tensor([0]), cache=cache))  # should be 5
+    right = model.transformer(idx)[:, 5:]
     assert (wrong - right).abs().max() > 1e-2
 
 
@@ -210,7 +210,7 @@ def test_greedy_text_equals_that_of_transformers(tmp_path):
 def test_a_padding_id_is_never_returned():
     characters = "".join(chr(97 + i) for i in range(26))
     model = make_model(vocab_size=26, vocab_multiple=64)
-    hidden = model.hidden_states(prompts(1, 4, 26))[:, -1]
+    hidden = model.transformer(prompts(1, 4, 26))[:, -1]
     uncut = model.lm_head(hidden).softmax(-1)
     assert uncut[:, 26:].sum() > 0.05  # the mass that a careless draw would give them
     rows = text(model, prompts(50, 1, 26), 60, temperature=2.0)
@@ -382,8 +382,8 @@ def test_bfloat16_moves_the_logits_a_little_and_the_head_stays_float32(bias):
     model = GPT(GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=128, bias=bias)).eval()
     idx = prompts(2, 40, 50257)
     with torch.no_grad():
-        exact = model.head(model.hidden_states(idx))
+        exact = next_token_logits(model, model.transformer(idx))
         with fast_products(torch.device("cpu"), torch.bfloat16, rows=1):
-            logits = model.head(model.hidden_states(idx))
+            logits = next_token_logits(model, model.transformer(idx))
     assert 0 < (logits - exact).abs().max() < 0.03
     assert (logits.bfloat16().float() == logits).float().mean() < 0.1  # not on the grid of bf16
