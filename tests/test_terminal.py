@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from conftest import ROOT, TINY
 from nanogpt_lib.support.cli import run_program
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.places import find_data
 
 PYTHON = [sys.executable]
 ENCODINGS = ["cp1252", "cp1251", "ascii"]
@@ -126,3 +128,12 @@ def test_what_a_user_can_mend_is_one_line_and_a_status(error, status, words, cap
     assert end.value.code == status
     printed = capsys.readouterr().err
     assert printed.startswith(words) and printed.count("\n") == 1
+
+
+def test_a_relative_path_of_data_is_found_from_any_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_data("data/pydocs.py") == ROOT / "data/pydocs.py"  # where the recipes write
+    assert find_data("data/nowhere") == Path("data/nowhere")
+    (tmp_path / "data/pydocs.py").mkdir(parents=True)
+    assert find_data("data/pydocs.py") == Path("data/pydocs.py")  # the nearer one wins
+    assert find_data(tmp_path / "data") == tmp_path / "data"
