@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,12 @@ sys.path.insert(0, str(ROOT / "tools"))
 import export  # noqa: E402
 import nb  # noqa: E402
 
-MODULES = sorted(p.stem for p in (ROOT / "nanogpt_lib").glob("*.py") if p.stem != "__init__")
+FILES = {
+    ".".join(path.relative_to(ROOT / "nanogpt_lib").with_suffix("").parts): path
+    for path in sorted((ROOT / "nanogpt_lib").rglob("*.py"))
+    if path.stem != "__init__"
+}
+MODULES = list(FILES)
 CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NOTEBOOKS = CHAPTERS + sorted((ROOT / "notebooks/solutions").glob("*.ipynb"))
 
@@ -194,6 +200,65 @@ def test_a_stale_or_orphaned_module_fails_the_check(tmp_path, capsys):
     assert "toy.py: no notebook exports it" in capsys.readouterr().err
 
 
+def tool(name: str, *args, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a program of tools/ from a working directory, as a user would."""
+    command = [sys.executable, str(ROOT / "tools" / name), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def test_save_keeps_outputs_of_unchanged_cells_and_check_waits_for_the_next_run(tmp_path):
+    path, place = tmp_path / "toy.ipynb", tmp_path / "elsewhere"
+    place.mkdir()
+    cells = ["import itertools\n\ncount = itertools.count()", "next(count)", "next(count)", "1 + 1"]
+    twin = "# %% [markdown]\n# # Toy\n\n" + "".join(f"# %%\n{cell}\n\n" for cell in cells)
+    folded = twin.replace(
+        "# %%\nimport", '# %% tags=["setup"] jupyter={"source_hidden": true}\nimport'
+    )
+
+    def save(text: str) -> list:
+        path.with_suffix(".py").write_text(text, encoding="utf-8")
+        assert (done := tool("nb.py", "save", path, cwd=place)).returncode == 0, done.stderr
+        return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+    def results(cells: list) -> list:
+        outputs = [cell["outputs"] for cell in cells if cell["cell_type"] == "code"]
+        return ["".join(o[0]["data"]["text/plain"]) if o else None for o in outputs]
+
+    def check() -> str:
+        done = tool("nb.py", "check", path, cwd=place)
+        assert done.returncode == bool(done.stdout) and done.stderr == ""
+        return done.stdout
+
+    assert results(save(folded)) == [None] * 4 and "not executed" in check()
+    done = tool("nb.py", "run", path, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert check() == ""
+    # the twin is a round trip: fold, tags and outputs stay, and two equal cells keep their own
+    assert tool("nb.py", "text", path, cwd=place).returncode == 0
+    again = save(path.with_suffix(".py").read_text(encoding="utf-8"))
+    assert results(again) == [None, "0", "1", "2"] and check() == ""
+    assert again[1]["metadata"] == {"tags": ["setup"], "jupyter": {"source_hidden": True}}
+    # an edited cell loses its output, a cell between equal ones does not mix them up
+    assert results(save(folded.replace("1 + 1", "1 + 2"))) == [None, "0", "1", None]
+    assert "not executed top to bottom since its last edit" in check()
+    assert results(save(folded.replace("# %%\nnext(count)\n\n", "", 1))) == [None, "0", None]
+    # a syntax error leaves the notebook as it was
+    before = path.read_bytes()
+    path.with_suffix(".py").write_text(folded.replace("1 + 1", "1 +"), encoding="utf-8")
+    done = tool("nb.py", "save", path, cwd=place)
+    assert done.returncode == 1 and "a syntax error in a cell?" in done.stderr
+    assert path.read_bytes() == before
+
+
+def test_the_tools_work_from_any_directory_and_name_what_they_do_not_find(tmp_path):
+    done = tool("nb.py", "check", "02", ROOT / "notebooks/03_sampling.ipynb", cwd=tmp_path)
+    assert "Traceback" not in done.stderr and done.returncode == bool(done.stdout)
+    assert tool("export.py", "--check", cwd=tmp_path).returncode == 0
+    for name in ("99", "s99", "nowhere/x.ipynb", str(tmp_path / "x.ipynb")):
+        done = tool("nb.py", "check", name, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (1, f"nb: no notebook {name}\n")
+
+
 def test_there_are_ten_chapters_each_with_solutions():
     assert [p.name[:2] for p in CHAPTERS] == [f"{n:02d}" for n in range(1, 11)]
     assert [p.name for p in NOTEBOOKS[10:]] == [p.name for p in CHAPTERS]
@@ -216,66 +281,116 @@ def test_a_chapter_verifies_and_stays_readable(path):
     assert sum(any("image/" in str(o) for o in c.get("outputs", [])) for c in cells) >= 2
 
 
-def test_no_exported_symbol_is_defined_again_in_a_later_chapter():
+def test_no_exported_symbol_is_defined_again_without_saying_so():
+    """A later cell defines an exported name only as `#| export … replaces`; nothing is shadowed."""
     owner = {}
     for path in CHAPTERS:
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             if cell["cell_type"] != "code":
                 continue
             source = re.sub(r"(?m)^[%!].*$", "", "".join(cell["source"]))  # magics are not Python
+            exported = export.EXPORT.match(source)
             for node in ast.parse(source).body:
                 if not isinstance(node, ast.FunctionDef | ast.ClassDef):
                     continue
                 first = owner.get(node.name)
-                assert first is None or source.startswith("#| export") is False and first == path, (
+                replaces = exported and exported[2] and first
+                assert not first or replaces or first == path and not exported, (
                     f"{path.name} defines {node.name} again"
                 )
-                if source.startswith("#| export"):
+                if exported:
                     owner[node.name] = path
 
 
 def test_module_names_do_not_shadow_the_standard_library():
     recipes = [p.stem for p in (ROOT / "data").glob("*.py")]
-    assert not set(MODULES + recipes) & sys.stdlib_module_names
+    top = [name for name in MODULES if "." not in name]
+    assert not set(top + recipes) & sys.stdlib_module_names
 
 
 def test_every_module_imports_alone_without_side_effects():
-    """Each as the first of ours in the interpreter: nothing printed, no heavy package, no group."""
+    """Each as the first of ours in the interpreter: nothing printed, no heavy package, no group,
+    no draw from a global generator, no setting of PyTorch changed."""
     script = """
-import importlib, sys, threading, torch
+import importlib, os, random, signal, sys, threading
+import numpy as np, torch
+
+def state():
+    return [
+        torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state()),
+        torch.get_float32_matmul_precision(), torch.get_num_threads(), torch.get_default_dtype(),
+        torch.is_grad_enabled(), torch.distributed.is_initialized(),
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32,
+        signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT),
+        threading.active_count(), dict(os.environ), os.getcwd(), list(sys.path),
+    ]
+
+torch.manual_seed(1)
+before = state()
 for name in sys.argv[1:]:
     for loaded in [m for m in sys.modules if m.startswith("nanogpt_lib")]:
         del sys.modules[loaded]
     importlib.import_module("nanogpt_lib." + name)
     heavy = {"transformers", "matplotlib", "pyarrow", "IPython"} & set(sys.modules)
+    if name.startswith("recipes."):  # they come last
+        heavy -= {"pyarrow"}  # a recipe reads parquet
     assert not heavy, f"{name} imports {heavy}"
-    assert not torch.distributed.is_initialized() and torch.initial_seed() == torch.initial_seed()
-    assert torch.get_float32_matmul_precision() == "highest", f"{name} sets TF32"
+    changed = [(old, new) for old, new in zip(before, state()) if old != new]
+    assert not changed, f"{name} changes {changed}"
 """
-    command = [sys.executable, "-c", script, *MODULES]
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        *sorted(MODULES, key=lambda m: m.startswith("recipes.")),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "tests")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def imports_of(file: Path) -> set[str]:
+    """The modules of the library that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            # `from nanogpt_lib import x` names a module after the word import
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        found |= {name.removeprefix("nanogpt_lib.") for name in names}
+    return found & set(MODULES)
+
+
+def floor_of(name: str) -> str:
+    """The floor of a module: support, lesson, program, or what stands between the last two."""
+    text = FILES[name].read_text(encoding="utf-8")
+    if name.startswith("support."):
+        return "support"
+    if "\nExported from notebooks/" in text:
+        return "lesson"
+    return "program" if '__name__ == "__main__"' in text else "run part"
+
+
 def test_modules_import_only_from_lower_floors():
-    floors = [
-        {"config"},
-        {"pretrained", "tokenizer", "optimizer", "device", "distributed", "shards", "guard"},
-        {"model", "loader", "prepare"},
-        {"checkpoint", "logbook", "evaluation", "hellaswag", "sampling", "ladder", "others"},
-        {"samplers", "run"},
-        {"train", "sample", "bench"},
-    ]
-    floor = {name: number for number, names in enumerate(floors) for name in names}
-    assert set(floor) == set(MODULES)
-    for name in MODULES:
-        tree = ast.parse((ROOT / f"nanogpt_lib/{name}.py").read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nanogpt_lib."):
-                used = node.module.split(".")[1]
-                # hellaswag runs as a program too, and then loads a checkpoint
-                allowed = floor[used] < floor[name] or (name, used) == ("hellaswag", "checkpoint")
-                assert allowed, f"{name} imports {used}"
+    """Support carries lessons, lessons carry run parts, and these the programs; nothing points up
+    and nothing in a circle."""
+    allowed = {
+        "support": {"support"},
+        "lesson": {"support", "lesson"},
+        "run part": {"support", "lesson", "run part"},
+        "program": {"support", "lesson", "run part"},
+    }
+    floors = {name: floor_of(name) for name in MODULES}
+    assert set(floors.values()) == set(allowed)
+    graph = {name: imports_of(FILES[name]) for name in MODULES}
+    for name, used in graph.items():
+        wrong = {
+            other: floors[other] for other in used if floors[other] not in allowed[floors[name]]
+        }
+        assert not wrong, f"{name}, a {floors[name]}, imports {wrong}"
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 
 
 def test_a_chapter_shows_what_it_changed_in_an_earlier_definition(tmp_path):

@@ -10,6 +10,7 @@ The twin (jupytext's percent format) is git-ignored and never read but by `save`
 """
 
 import argparse
+import difflib
 import hashlib
 import os
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
+FOLDED = {"source_hidden": True}
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:home|root|Users|work|tmp|var/folders)/[\w.+-]+")
 
@@ -29,16 +31,32 @@ def find(names: list[str]) -> list[Path]:
         return sorted(NOTEBOOKS.glob("*.ipynb")) + sorted(NOTEBOOKS.glob("solutions/*.ipynb"))
     found = []
     for name in names:
-        folder = NOTEBOOKS / "solutions" if name.startswith("s") else NOTEBOOKS
-        hits = sorted({p.with_suffix(".ipynb") for p in folder.glob(f"{name.lstrip('s')}_*.*")})
-        if not hits and not Path(name).parent.is_dir():
+        if re.fullmatch(r"s?\d\d", name):
+            folder = NOTEBOOKS / "solutions" if name[0] == "s" else NOTEBOOKS
+            hits = sorted({p.with_suffix(".ipynb") for p in folder.glob(f"{name[-2:]}_*.*")})
+        else:
+            hits = [Path(name).resolve().with_suffix(".ipynb")]
+        if not hits or not (hits[0].exists() or hits[0].with_suffix(".py").exists()):
             sys.exit(f"nb: no notebook {name}")
-        found += hits or [Path(name).with_suffix(".ipynb").resolve()]
+        found += hits
     return found
 
 
+def shown(path: Path) -> str:
+    """A path as messages print it: below the repository if it lies there."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def is_folded(cell) -> bool:
+    """Does a cell hide its source? JupyterLab shows its first line, which opens it."""
+    return cell.metadata.get("jupyter", {}).get("source_hidden") is True
+
+
 def tidy(nb):
-    """Drop what differs from machine to machine: timings, versions, widgets; fix the kernel."""
+    """Drop what differs from machine to machine: timings, versions, widgets; fix the kernel.
+
+    Of a cell's metadata, tags stay and the fold of its source.
+    """
     nb.metadata.clear()
     nb.metadata.update(kernelspec=KERNEL, language_info={"name": "python"})
     nb.nbformat_minor = 5
@@ -49,10 +67,12 @@ def tidy(nb):
             name += "x"
         seen.add(name)
         cell["id"] = name
-        tags = cell.metadata.get("tags")
+        tags, folded = cell.metadata.get("tags"), is_folded(cell)
         cell.metadata.clear()
         if tags:
             cell.metadata["tags"] = tags
+        if folded:
+            cell.metadata["jupyter"] = FOLDED
     return nb
 
 
@@ -64,7 +84,28 @@ def text(path: Path) -> None:
     for cell in nb.cells:
         cell.pop("id", None)
     jupytext.write(nb, path.with_suffix(".py"), fmt="py:percent")
-    print(f"wrote {path.with_suffix('.py').relative_to(ROOT)}")
+    print(f"wrote {shown(path.with_suffix('.py'))}")
+
+
+def copy_outputs(before: list, after: list) -> int:
+    """Give code cells that did not change the outputs they had; return how many have none.
+
+    Two cells may say the same: the order decides first, then cells that moved are looked for.
+    """
+    before = [c for c in before if c.cell_type == "code" and c.source.strip()]
+    after = [c for c in after if c.cell_type == "code" and c.source.strip()]
+    sources = [[c.source for c in cells] for cells in (before, after)]
+    same = difflib.SequenceMatcher(None, *sources, autojunk=False).get_matching_blocks()
+    pairs = {b + i: before[a + i] for a, b, size in same for i in range(size)}
+    left = [cell for cell in before if not any(cell is taken for taken in pairs.values())]
+    for number, cell in enumerate(after):
+        previous = pairs.get(number) or next((c for c in left if c.source == cell.source), None)
+        if previous is None:
+            cell.outputs, cell.execution_count = [], None
+            continue
+        left = [c for c in left if c is not previous]
+        cell.outputs, cell.execution_count = previous.outputs, previous.execution_count
+    return sum(cell.execution_count is None for cell in after)
 
 
 def save(path: Path) -> None:
@@ -73,22 +114,18 @@ def save(path: Path) -> None:
     import nbformat
 
     nb = jupytext.read(path.with_suffix(".py"), fmt="py:percent")
-    before = nbformat.read(path, as_version=4) if path.exists() else nb
-    nbformat.write(tidy(nb), path)
-    ruff = [sys.executable, "-m", "ruff", "format", "--quiet", str(path)]
-    if subprocess.run(ruff, cwd=ROOT).returncode:
+    ruff = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(path), "-"]
+    done = subprocess.run(
+        ruff, cwd=ROOT, input=nbformat.writes(tidy(nb)), stdout=subprocess.PIPE, encoding="utf-8"
+    )
+    if done.returncode:
         sys.exit(f"nb: ruff cannot format {path.name}: a syntax error in a cell?")
-    nb = nbformat.read(path, as_version=4)
-    old = {c.source: c for c in before.cells if c.cell_type == "code"} if before is not nb else {}
-    changed = 0
-    for cell in (c for c in nb.cells if c.cell_type == "code" and c.source.strip()):
-        if previous := old.get(cell.source):
-            cell.outputs, cell.execution_count = previous.outputs, previous.execution_count
-        else:
-            changed += 1
+    nb = nbformat.reads(done.stdout, as_version=4)
+    before = nbformat.read(path, as_version=4).cells if path.exists() else []
+    changed = copy_outputs(before, nb.cells)
     nbformat.write(tidy(nb), path)
     state = f"{changed} cells without outputs: now run it" if changed else "outputs kept"
-    print(f"wrote {path.relative_to(ROOT)} ({state})")
+    print(f"wrote {shown(path)} ({state})")
 
 
 def run(path: Path, smoke: bool) -> None:
@@ -114,13 +151,15 @@ def run(path: Path, smoke: bool) -> None:
         for output in cell.get("outputs", []):
             output.get("metadata", {}).clear()
             # an output says where it ran only relative to the repository
-            if "text" in output:
-                output["text"] = output["text"].replace(str(ROOT) + os.sep, "")
+            for texts in (output, output.get("data", {})):
+                for kind, content in texts.items():
+                    if isinstance(content, str) and kind.startswith("text"):
+                        texts[kind] = content.replace(str(ROOT) + os.sep, "")
     if smoke:
         print(f"ran {path.name} in smoke size; not saved")
     else:
         nbformat.write(tidy(nb), path)
-        print(f"ran and saved {path.relative_to(ROOT)}")
+        print(f"ran and saved {shown(path)}")
 
 
 def faults(path: Path) -> list[str]:
@@ -135,8 +174,9 @@ def faults(path: Path) -> list[str]:
     if [c.execution_count for c in code] != list(range(1, len(code) + 1)):
         bad.append("not executed top to bottom since its last edit")
     for number, cell in enumerate(nb.cells):
-        if set(cell.metadata) - {"tags"}:
-            bad.append(f"cell {number}: metadata {sorted(cell.metadata)}")
+        allowed = {"tags"} | ({"jupyter"} if cell.metadata.get("jupyter") == FOLDED else set())
+        if odd := set(cell.metadata) - allowed:
+            bad.append(f"cell {number}: metadata {', '.join(sorted(odd))}")
         for output in cell.get("outputs", []):
             if output.output_type == "error":
                 bad.append(f"cell {number}: saved with an error")
@@ -168,7 +208,7 @@ def main() -> int:
             run(path, args.smoke)
         else:
             for line in faults(path):
-                print(f"{path.relative_to(ROOT)}: {line}")
+                print(f"{shown(path)}: {line}")
                 status = 1
     return status
 
