@@ -81,7 +81,8 @@ def main() -> None:
     name, source = choose_source(args)
     sizes = dict(shard_tokens=args.shard_tokens)
     sizes["val_tokens"] = validation_tokens(source, args.shard_tokens)
-    return make_shards(source, args.out, name, keep=args.keep, **sizes)
+    make_shards(source, args.out, name, keep=args.keep, **sizes)
+    return None
 
 
 if __name__ == "__main__":

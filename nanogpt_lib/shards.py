@@ -9,16 +9,18 @@ nanoGPT, llm.c and the lecture's script have no meta.json and are read as they a
 
 import hashlib
 import io
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from nanogpt_lib.support.datasets import read_meta
+from nanogpt_lib.support.datasets import check_split, read_meta
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.files import write_atomically
 from nanogpt_lib.support.shard_files import check_ids, check_shard
 
 SHARD_TOKENS = 100_000_000  # 200 MB as uint16, as in the lecture
+OPEN_SHARDS = 64  # of a split at a time: macOS lets a process open 256 files
 
 
 def document_row(ids: list[int] | np.ndarray, eot: int) -> np.ndarray:
@@ -33,8 +35,9 @@ def document_row(ids: list[int] | np.ndarray, eot: int) -> np.ndarray:
 
 def write_shard(path: Path, tokens: np.ndarray) -> dict:
     """Write tokens as a uint16 .npy file; return its line for meta.json."""
-    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < 2**16:
-        raise UserError(f"{path}: token ids must be between 0 and 65535 to fit uint16")
+    whole = tokens.dtype.kind in "iu"
+    if not whole or (tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < 2**16):
+        raise UserError(f"{path}: token ids must be integers from 0 to 65535 to fit uint16")
     buffer = io.BytesIO()
     np.save(buffer, tokens.astype(np.uint16, copy=False))
     write_atomically(path, buffer.getbuffer())
@@ -47,29 +50,32 @@ class TokenStream:
 
     def __init__(self, folder: str | Path, split: str):
         meta = read_meta(folder)
-        self.folder = Path(folder)
-        self.vocab_size = meta["vocab_size"]
-        self.shards = meta["splits"][split]
-        if not self.shards:
-            raise UserError(f"{folder}: has no {split} split")
-        self.arrays = [check_shard(self.folder, shard) for shard in self.shards]
-        self.ends = np.cumsum([array.size for array in self.arrays])
+        folder, shards = Path(folder), meta["splits"][split]
+        check_split(folder, split, shards)
+        self.folder, self.shards, self.vocab_size = folder, shards, meta["vocab_size"]
+        self.ends = np.cumsum([shard["tokens"] for shard in shards], dtype=np.int64)
+        # a shard is mapped when it is read; the one that rested longest is closed for it
+        self.map_shard = lru_cache(OPEN_SHARDS)(lambda number: check_shard(folder, shards[number]))
 
     def __len__(self) -> int:
         return int(self.ends[-1])
+
+    def __getitem__(self, window: slice) -> np.ndarray:
+        """stream[start:stop], as of an array: see `read`."""
+        start, stop, _ = window.indices(len(self))
+        return self.read(start, max(0, stop - start))
 
     def read(self, start: int, length: int) -> np.ndarray:
         """Tokens start … start + length as int64; a window may cross from one shard to the next.
 
         Raises UserError that names shard and offset if an id is beyond the vocabulary.
         """
-        pieces, wanted = [], length
+        row, done = np.empty(length, dtype=np.int64), 0
         number = int(np.searchsorted(self.ends, start, side="right"))
         offset = start - (int(self.ends[number - 1]) if number else 0)
-        while wanted:
-            piece = self.arrays[number][offset : offset + wanted]
+        while done < length:
+            piece = self.map_shard(number)[offset : offset + length - done]
             check_ids(self.folder / self.shards[number]["file"], piece, self.vocab_size, offset)
-            pieces.append(piece)
-            wanted -= piece.size
-            number, offset = number + 1, 0
-        return np.concatenate(pieces).astype(np.int64)
+            row[done : done + piece.size] = piece
+            number, offset, done = number + 1, 0, done + piece.size
+        return row

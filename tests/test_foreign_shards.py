@@ -48,7 +48,8 @@ def test_they_are_mapped_and_read_without_conversion(tmp_path, write):
     assert np.array_equal(train.read(0, len(train)), IDS)
     assert np.array_equal(val.read(0, len(val)), IDS[:500])
     assert np.array_equal(train.read(2990, 20), IDS[2990:3010])  # across two files
-    assert all(isinstance(a, np.memmap) and not a.flags.writeable for a in train.arrays)
+    arrays = [train.map_shard(i) for i in range(len(train.shards))]
+    assert all(isinstance(a, np.memmap) and not a.flags.writeable for a in arrays)
     meta = read_meta(tmp_path)
     assert meta["tokenizer"] == {"name": "gpt2"} and meta["vocab_size"] == 50257
     assert "another program" in meta["source"]
@@ -85,6 +86,26 @@ def test_a_bare_file_of_half_a_token_or_none_is_refused(tmp_path, body):
     (tmp_path / "train.bin").write_bytes(body)
     with pytest.raises(UserError, match="train.bin: the file has room for"):
         TokenStream(tmp_path, "train")
+
+
+@pytest.mark.parametrize("dtype", ["<u4", "<i4", "<i8"])
+@pytest.mark.parametrize("vocab_size", [65, 50_000, 128_000])
+def test_a_bare_file_of_wider_integers_is_refused(tmp_path, dtype, vocab_size):
+    """As a prepare.py for a large vocabulary writes them: every second uint16 would be 0."""
+    ids = np.random.default_rng(0).integers(0, vocab_size, 3000)
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.bin").write_bytes(ids.astype(dtype).tobytes())
+    with pytest.raises(UserError, match="train.bin: holds 32- or 64-bit integers; write the ids"):
+        read_meta(tmp_path)
+
+
+@pytest.mark.parametrize("vocab_size", [2, 10, 65, 50_257])
+def test_bare_files_of_small_alphabets_are_not_taken_for_wider_integers(tmp_path, vocab_size):
+    ids = np.random.default_rng(0).integers(0, vocab_size, 3000).astype("<u2")
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.bin").write_bytes(ids.tobytes())
+    stream = TokenStream(tmp_path, "train")
+    assert np.array_equal(stream[:], ids)
 
 
 def test_no_gpt2_tokens_can_be_taken_for_a_header():

@@ -2,9 +2,14 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nanogpt_lib.recipes.encoding import batch_encoder, encode_documents
 from nanogpt_lib.recipes.shard_writer import ShardWriter
@@ -71,7 +76,107 @@ def test_a_window_may_cross_from_one_shard_to_the_next(tmp_path):
 
 def test_shards_are_mapped_not_copied_into_memory(tmp_path):
     run(tmp_path, list(random_documents()))
-    assert all(isinstance(array, np.memmap) for array in TokenStream(tmp_path, "train").arrays)
+    stream = TokenStream(tmp_path, "train")
+    assert all(isinstance(stream.map_shard(i), np.memmap) for i in range(len(stream.shards)))
+    assert stream.ends.dtype == np.int64  # more than 2^31 tokens, on Windows with NumPy 1, too
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    cuts=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 400)), max_size=20),
+)
+def test_tokens_of_any_shards_are_read_as_one_row(tmp_path_factory, sizes, cuts):
+    folder = tmp_path_factory.mktemp("row")
+    whole = np.arange(sum(sizes) + 3) % 50257
+    pieces = np.split(whole[:-3], np.cumsum(sizes)[:-1])
+    lines = [write_shard(folder / f"train_{i:06d}.npy", p) for i, p in enumerate(pieces)]
+    val = [write_shard(folder / "val_000000.npy", whole[:2])]
+    if sum(sizes) < 2:
+        with pytest.raises(UserError, match="no tokens left for the train split"):
+            write_meta(folder, META, {"train": lines, "val": val})
+        return
+    write_meta(folder, META, {"train": lines, "val": val})
+    stream = TokenStream(folder, "train")
+    assert len(stream) == sum(sizes)
+    for start, stop in cuts:
+        assert np.array_equal(stream[start:stop], whole[:-3][start:stop])
+    assert stream.read(0, len(stream)).dtype == np.int64
+
+
+@settings(max_examples=80, deadline=None)
+@given(tokens=st.integers(1, 60), kept=st.integers(0, 10**6), ours=st.booleans())
+def test_a_shard_cut_anywhere_is_refused_in_one_line(tmp_path_factory, tokens, kept, ours):
+    folder = tmp_path_factory.mktemp("cut")
+    path = folder / ("train_000000.npy" if ours else "x_train_000000.bin")
+    line = write_shard(folder / "train_000000.npy", np.arange(tokens))
+    if not ours:  # llm.c's layout
+        header = np.zeros(256, dtype="<i4")
+        header[:3] = 20240520, 1, tokens
+        path.write_bytes(header.tobytes() + np.arange(tokens, dtype="<u2").tobytes())
+        line = {"file": path.name, "tokens": tokens}
+    whole = path.read_bytes()
+    assert check_shard(folder, line).tolist() == list(range(tokens))
+    path.write_bytes(whole[: kept % len(whole)])
+    with pytest.raises(UserError) as error:
+        check_shard(folder, line)
+    assert path.name in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+def test_thousands_of_shards_are_read_with_few_files_open(tmp_path):
+    """5,000 shards under a limit of 256 open files, macOS' default; read in any order."""
+    for i in range(5000):
+        np.save(tmp_path / f"train_{i:06d}.npy", np.full(4, i, dtype=np.uint16))
+    lines = [{"file": f"train_{i:06d}.npy", "tokens": 4} for i in range(5000)]
+    write_meta(tmp_path, META, {"train": lines, "val": lines[:1]})
+    done = limited(
+        256,
+        "import numpy as np; from nanogpt_lib.shards import TokenStream\n"
+        "train, val = (TokenStream(folder, split) for split in ('train', 'val'))\n"
+        "order = np.random.default_rng(0).permutation(5000)\n"
+        "read = [train.read(4 * i + 2, 2).tolist() for i in order.tolist()]\n"
+        "assert read == [[i, i] for i in order.tolist()] and len(val) == 4\n"
+        "print(train[0 : len(train)].sum())",
+        tmp_path,
+    )
+    assert done.stdout == f"{4 * sum(range(5000))}\n", done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+def test_a_limit_of_open_files_is_called_a_limit(tmp_path):
+    write_splits(tmp_path, META, np.arange(50), np.arange(20))
+    done = limited(
+        64,
+        "from nanogpt_lib.shards import TokenStream\n"
+        "from nanogpt_lib.support.errors import UserError\n"
+        "stream, held = TokenStream(folder, 'train'), []\n"
+        "try:\n"
+        "    while True: held.append(open(__import__('os').devnull))\n"
+        "except OSError: pass\n"
+        "try: stream.read(0, 4)\n"
+        "except UserError as error: print(error)",
+        tmp_path,
+    )
+    assert "train_000000.npy: this system's limit of open files is reached" in done.stdout
+    assert "cut short" not in done.stdout
+
+
+def limited(files: int, code: str, folder) -> subprocess.CompletedProcess:
+    """Run code in a process that may have so many files open; `folder` is a name in it."""
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({files}, {files}))\n"
+    code = f"{limit}folder = {str(folder)!r}\n{code}"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("tokens", [1, 0])
+def test_a_split_of_one_token_is_refused_at_the_door(tmp_path, tokens):
+    with pytest.raises(UserError, match="no tokens left for the val split; too little text"):
+        write_splits(tmp_path, META, np.arange(50), np.arange(tokens))
+    np.save(tmp_path / "x_train_000001.npy", np.arange(50, dtype=np.uint16))
+    np.save(tmp_path / "x_val_000000.npy", np.arange(tokens, dtype=np.uint16))
+    with pytest.raises(UserError, match=f"the val split holds {tokens} token, too few"):
+        TokenStream(tmp_path, "val")
 
 
 def test_a_document_longer_than_two_shards_is_cut_and_complete(tmp_path):
@@ -236,9 +341,9 @@ def test_verify_finds_one_flipped_bit(tmp_path):
         verify_shards(tmp_path)
 
 
-@pytest.mark.parametrize("ids", [[-1, 5], [5, 65536]])
-def test_an_id_that_does_not_fit_uint16_is_refused(tmp_path, ids):
-    with pytest.raises(UserError, match="between 0 and 65535"):
+@pytest.mark.parametrize("ids", [[-1, 5], [5, 65536], [1.0, 1.7], [True, False]])
+def test_ids_that_are_no_integers_from_0_to_65535_are_refused(tmp_path, ids):
+    with pytest.raises(UserError, match="from 0 to 65535"):
         write_shard(tmp_path / "train_000000.npy", np.array(ids))
     assert not list(tmp_path.iterdir())
 

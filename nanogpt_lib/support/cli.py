@@ -1,11 +1,10 @@
 """Command lines: one-line errors, exit status, help."""
 
 import argparse
-import errno
 import sys
 from collections.abc import Callable
 
-from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.errors import UserError, describe_os_error
 from nanogpt_lib.support.terminal import prepare_terminal
 
 
@@ -23,20 +22,6 @@ class OneLineParser(argparse.ArgumentParser):
             if value == []:
                 self.error(f"argument --{name.replace('_', '-')}: expected one argument")
         return parsed
-
-
-def describe_os_error(error: OSError) -> str:
-    """An OSError in one line: which file, what is wrong, and what to do where that is known."""
-    where = f"{error.filename}: " if error.filename else ""
-    if error.errno == errno.ENOSPC:
-        return f"{where}the disk is full; make room"
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return f"{where}this system's limit of open files is reached; raise it with ulimit -n"
-    if error.errno == errno.EROFS:
-        return f"{where}the file system is read-only; choose another folder"
-    if error.errno is not None and error.strerror:
-        return f"{where}{error.strerror}"
-    return str(error) or type(error).__name__
 
 
 def run_program(

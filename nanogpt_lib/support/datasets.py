@@ -13,7 +13,7 @@ from nanogpt_lib.support.shard_files import check_ids, check_shard
 def write_meta(folder: Path, meta: dict, splits: dict[str, list[dict]]) -> dict:
     """Write meta.json: what `meta` says (name, source, tokenizer, vocab_size), and the shards."""
     for split in ("train", "val"):
-        if not sum(shard["tokens"] for shard in splits[split]):
+        if sum(shard["tokens"] for shard in splits[split]) < 2:  # one to read, one to predict
             raise UserError(f"{folder}: no tokens left for the {split} split; too little text")
     meta = {"format": 2, "dtype": "uint16", **meta, "splits": splits}
     write_json(Path(folder) / "meta.json", seal(meta))
@@ -60,6 +60,17 @@ def read_meta(folder: str | Path) -> dict:
     if not whole:
         raise UserError(f"{path}: damaged or of another format; run the recipe again")
     return meta
+
+
+def check_split(folder: Path, split: str, shards: list[dict]) -> None:
+    """Open every shard of a split once and close it again; raises UserError that names what is
+    wrong. A window takes two tokens at least: one to read and one to predict.
+    """
+    if not shards:
+        raise UserError(f"{folder}: has no {split} split")
+    tokens = sum(check_shard(folder, shard).size for shard in shards)
+    if tokens < 2:
+        raise UserError(f"{folder}: the {split} split holds {tokens} token, too few; add text")
 
 
 def verify_shards(folder: str | Path, part: int = 0, parts: int = 1) -> int:

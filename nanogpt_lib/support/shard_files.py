@@ -4,22 +4,28 @@ from pathlib import Path
 
 import numpy as np
 
-from nanogpt_lib.support.errors import UserError
-
-LLMC_MAGIC, LLMC_HEADER = 20240520, 1024  # a .bin of llm.c: 256 int32 (magic, version, tokens, 0 …)
-
+from nanogpt_lib.support.errors import UserError, describe_os_error
 
 LLMC_MAGIC, LLMC_HEADER = 20240520, 1024  # a .bin of llm.c: 256 int32 (magic, version, tokens, 0 …)
 
 
 def open_shard(path: Path) -> np.ndarray:
     """Map one shard into memory, nothing is read yet; raises UserError if it is not whole."""
-    if path.suffix == ".bin":
-        return open_bin(path)
+    try:
+        return open_bin(path) if path.suffix == ".bin" else open_npy(path)
+    except OSError as error:  # no permission, too many open files: nothing is wrong with the shard
+        error.filename = error.filename or str(path)
+        raise UserError(describe_os_error(error)) from error
+
+
+def open_npy(path: Path) -> np.ndarray:
+    """Map a shard of our own layout; raises OSError, or UserError if it is not whole."""
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
         size = path.stat().st_size
     except Exception as error:  # numpy evaluates the header, which can fail in many ways
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise UserError(f"{path}: cut short or not a token shard; run the recipe again") from error
     if tokens.dtype != np.uint16 or tokens.ndim != 1:
         raise UserError(f"{path}: holds {tokens.dtype}, {tokens.ndim}-d; expected a row of uint16")
@@ -45,7 +51,24 @@ def open_bin(path: Path) -> np.ndarray:
     if tokens < 1 or size != offset + 2 * tokens:
         says = f"{max(0, size - offset) / 2:.12g} tokens, not {tokens} as expected"
         raise UserError(f"{path}: the file has room for {says}; get it again")
-    return np.memmap(path, dtype="<u2", mode="r", offset=offset, shape=(tokens,))
+    ids = np.memmap(path, dtype="<u2", mode="r", offset=offset, shape=(tokens,))
+    if offset == 0 and are_wider(ids):
+        raise UserError(f"{path}: holds 32- or 64-bit integers; write the ids as uint16")
+    return ids
+
+
+def are_wider(ids: np.ndarray) -> bool:
+    """Whether a bare file is one of 32- or 64-bit ids that was opened as uint16.
+
+    Little-endian, every second uint16 is then an upper half: 0, or, in a vocabulary of up to a
+    million, below 16. Three places of the file are looked at.
+    """
+    places = {0, ids.size // 2 // 4 * 4, max(0, ids.size - 4096) // 4 * 4}
+    rows = np.concatenate([ids[at : at + 4096] for at in sorted(places)])
+    lower, upper = rows[: rows.size // 2 * 2].reshape(-1, 2).T
+    if lower.size < 8 or not lower.any():
+        return False
+    return int(upper.max()) == 0 or (int(lower.max()) >= 1000 and int(upper.max()) < 16)
 
 
 def check_shard(folder: Path, shard: dict) -> np.ndarray:
