@@ -1,8 +1,14 @@
 """What this processor can do."""
 
+import os
 import platform
 
 import torch
+
+# the limits of ONEDNN_MAX_CPU_ISA below which oneDNN multiplies no bf16
+WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE") + (
+    "AVX512_CORE_VNNI",
+)
 
 
 def cpu_is_x86() -> bool:
@@ -10,8 +16,27 @@ def cpu_is_x86() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
+def cpu_has(*features: str) -> bool:
+    """Whether the processor has one of these features, by the names of torch.cpu.get_capabilities.
+
+    Older versions of PyTorch know private functions instead; without either the answer is no.
+    """
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in features)
+    asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in features)
+    return any(function() for function in asked if function)
+
+
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for bf16 products; without them fp32 is faster."""
-    if not cpu_is_x86():
+    """Whether bf16 products run in instructions of their own; without them fp32 is faster.
+
+    A processor has them or not, and two limits of the environment can hide them, as they do when
+    a machine without is rehearsed: ATEN_CPU_CAPABILITY for PyTorch's own loops, ONEDNN_MAX_CPU_ISA
+    for the products. On Arm the answer is no, because we have not measured it.
+    """
+    if not (cpu_is_x86() and cpu_has("avx512_bf16", "amx_bf16", "amx_tile")):
         return False
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return wide and limit.upper() not in WITHOUT_BFLOAT16
