@@ -6,18 +6,15 @@ Exported from notebooks/05_speedups.ipynb; edit the notebook, not this file.
 import contextlib
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from time import perf_counter
 
 import torch
 import torch.nn as nn
-from torch import Tensor
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.memory import is_out_of_memory
-from nanogpt_lib.support.processor import cpu_is_x86, cpu_multiplies_bfloat16
+from nanogpt_lib.support.processor import cpu_multiplies_bfloat16
 
 
 def detect_device(wanted: str = "auto") -> torch.device:
@@ -114,57 +111,6 @@ def compile_model(model: nn.Module, wanted: str, device: torch.device, x, y, dty
         result = model, f"not compiled ({type(error).__name__}: {first})"
     model.zero_grad(set_to_none=True)
     return result
-
-
-class PackedLinear(TorchFunctionMode):
-    """While it is entered, linear layers run through oneDNN with weights arranged once.
-
-    For inference on a CPU, on weights that stay as they are; `rows` is the number of rows the
-    inputs will have. The format is autocast's inside autocast, else that of the weights. After the
-    weights in `gelu_after` a GELU (tanh) follows, which oneDNN computes while it has the sums.
-    """
-
-    def __init__(self, rows: int, gelu_after: Iterable[Tensor] = ()):
-        super().__init__()
-        self.rows, self.packed = rows, {}
-        self.gelu_after = {weight.data_ptr() for weight in gelu_after}
-        self.activated = None  # the last output that has its GELU already
-
-    def pack(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple:
-        """Cast and rearrange a weight (out, in)."""
-        weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), self.rows)
-        return weight, None if bias is None else bias.to(dtype)
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        """Called by PyTorch in place of every function: linear is replaced, others pass."""
-        if function is F.gelu and args[0] is self.activated:
-            return self.activated
-        if function is not F.linear:
-            return function(*args, **(kwargs or {}))
-        x, weight, bias = (*args, None)[:3]
-        mixed = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if mixed else weight.dtype
-        key = (weight.data_ptr(), dtype)
-        if key not in self.packed:
-            self.packed[key] = self.pack(weight, bias, dtype)
-        gelu = weight.data_ptr() in self.gelu_after
-        then = ("gelu", [], "tanh") if gelu else ("none", [], "")
-        y = torch.ops.mkldnn._linear_pointwise(x.to(dtype), *self.packed[key], *then)
-        self.activated = y if gelu else None
-        return y
-
-
-@contextlib.contextmanager
-def fast_products(
-    device: torch.device, dtype: torch.dtype, rows: int, gelu_after: Iterable[Tensor] = ()
-):
-    """The context for inference: autocast to dtype and, on x86 CPUs that can, packed weights."""
-    onednn = cpu_is_x86() and torch.backends.mkldnn.is_available()
-    able = dtype == torch.float32 or cpu_multiplies_bfloat16()
-    packs = device.type == "cpu" and onednn and able
-    packed = PackedLinear(rows, gelu_after) if packs else contextlib.nullcontext()
-    with autocast(device, dtype), packed:
-        yield
 
 
 # Dense bf16/fp16 matrix products, in TFLOP/s, from the makers' data sheets (without sparsity).

@@ -30,12 +30,13 @@ from tqdm import tqdm
 
 from nanogpt_lib.checkpoint import load_model
 from nanogpt_lib.context import Context
-from nanogpt_lib.device import choose_dtype, detect_device, fast_products
+from nanogpt_lib.device import choose_dtype, detect_device
 from nanogpt_lib.distributed import World, add_up
 from nanogpt_lib.model import GPT
 from nanogpt_lib.support.cli import OneLineParser, run_program
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.memory import keep_freed_memory
+from nanogpt_lib.support.packed import fast_inference
 from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 
@@ -223,8 +224,7 @@ def item_losses(
     trees = [grow_tree(item, model.config.block_size) for item in items]
     order = sorted(range(len(items)), key=lambda i: len(trees[i].tokens))
     bar = tqdm(total=len(items), desc="HellaSwag", disable=not progress, leave=False)
-    widened = [block.mlp.c_fc.weight for block in model.transformer.h]
-    fast = fast_products(device, dtype, rows=budget, gelu_after=widened)
+    fast = fast_inference(model, device, dtype, rows=budget)
     with bar, fast:  # around the loop: each weight once
         for run in fill([len(trees[i].tokens) for i in order], budget):
             chosen = [order[i] for i in run]

@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 
 from nanogpt_lib.checkpoint import load_model
-from nanogpt_lib.device import choose_dtype, detect_device, fast_products
+from nanogpt_lib.device import choose_dtype, detect_device
 from nanogpt_lib.sampling import stream
 from nanogpt_lib.support.cli import OneLineParser, run_program
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.packed import fast_inference
 
 
 def read_prompt(prompt: str) -> str:
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = [list(prompt) for _ in range(args.num_samples)]
     utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may split a character
     print(f"--- sample 1\n{tokenizer.decode(prompt)}" if prompt else "", end="", flush=True)
-    with fast_products(device, dtype, rows=args.num_samples):
+    with fast_inference(model, device, dtype, rows=args.num_samples):
         for column in tokens:
             ended = rows[0][-1] == tokenizer.eot and len(rows[0]) > len(prompt)
             for row, token in zip(rows, column[:, 0].tolist(), strict=True):

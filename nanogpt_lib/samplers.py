@@ -8,10 +8,11 @@ from time import perf_counter
 
 import torch
 
-from nanogpt_lib.device import choose_dtype, fast_products, synchronize
+from nanogpt_lib.device import choose_dtype, synchronize
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.others import nanogpt
 from nanogpt_lib.sampling import generate
+from nanogpt_lib.support.packed import fast_inference
 
 
 def theirs(shape: dict, device: torch.device, checkout: Path | None) -> dict[str, Callable]:
@@ -35,7 +36,7 @@ def theirs(shape: dict, device: torch.device, checkout: Path | None) -> dict[str
 
 
 def ours(shape: dict, device: torch.device) -> dict[str, Callable]:
-    """Our generate(): the plain model, and inside `fast_products` as sample.py runs it."""
+    """Our generate(): the plain model, and inside `fast_inference` as sample.py runs it."""
     model = GPT(GPTConfig(**shape)).to(device).eval()
 
     def way(context) -> Callable:
@@ -48,7 +49,7 @@ def ours(shape: dict, device: torch.device) -> dict[str, Callable]:
     ways = {"ours, float32": way(contextlib.nullcontext)}
     for dtype in dict.fromkeys([torch.float32, choose_dtype(device)]):
         ways[f"ours, fast {str(dtype).removeprefix('torch.')}"] = way(
-            lambda dtype=dtype: fast_products(device, dtype, rows=1)
+            lambda dtype=dtype: fast_inference(model, device, dtype, rows=1)
         )
     return ways
 

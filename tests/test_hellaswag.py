@@ -227,7 +227,7 @@ with process_group(world, torch.device("cpu")):
 def test_bfloat16_products_give_float32_losses(route, offset, monkeypatch):
     """No loss lies on the grid of bf16, also where all logits share an offset, as GPT-2's do."""
     if route == "autocast":  # as on a device that packs nothing
-        monkeypatch.setattr(hellaswag, "fast_products", lambda d, t, **how: autocast(d, t))
+        monkeypatch.setattr(hellaswag, "fast_inference", lambda m, d, t, **how: autocast(d, t))
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=48, vocab_size=300, n_layer=2, n_head=2, n_embd=32)).eval()
     items = random_items()

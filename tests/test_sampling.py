@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from nanogpt_lib.context import Context, new_cache
-from nanogpt_lib.device import fast_products
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.sampling import (
     context_start,
@@ -20,6 +19,7 @@ from nanogpt_lib.sampling import (
     stream,
 )
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.packed import fast_inference
 from nanogpt_lib.tokenizer import CharTokenizer
 
 BLOCK = 16
@@ -371,7 +371,7 @@ def test_an_empty_prompt_among_several_is_refused():
 
 def test_packed_weights_write_the_same_text_in_float32():
     model, idx = make_model(), prompts(2, 5)
-    with fast_products(torch.device("cpu"), torch.float32, rows=1):
+    with fast_inference(model, torch.device("cpu"), torch.float32, rows=1):
         packed = text(model, idx, 30, top_k=9)
     assert torch.equal(packed, text(model, idx, 30, top_k=9))
 
@@ -383,7 +383,7 @@ def test_bfloat16_moves_the_logits_a_little_and_the_head_stays_float32(bias):
     idx = prompts(2, 40, 50257)
     with torch.no_grad():
         exact = next_token_logits(model, model.transformer(idx))
-        with fast_products(torch.device("cpu"), torch.bfloat16, rows=1):
+        with fast_inference(model, torch.device("cpu"), torch.bfloat16, rows=1):
             logits = next_token_logits(model, model.transformer(idx))
     assert 0 < (logits - exact).abs().max() < 0.03
     assert (logits.bfloat16().float() == logits).float().mean() < 0.1  # not on the grid of bf16

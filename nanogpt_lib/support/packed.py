@@ -49,7 +49,7 @@ def can_pack(dtype: torch.dtype) -> bool:
         plain = F.gelu(F.linear(x, weight, bias), approximate="tanh")
         try:
             fused = packed_product(x, pack(weight, bias, dtype, len(x)), gelu=True)
-            reason = "" if torch.allclose(fused, plain, atol=0.05) else "wrong results"
+            reason = "" if torch.allclose(fused, plain, rtol=0.02, atol=0.05) else "wrong results"
         except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
             reason = str(error).strip().split("\n")[0][:120]
     if reason:
@@ -118,7 +118,7 @@ def fuse_gelu(swaps: Swaps, parent: nn.Module, rows: int) -> None:
             swaps.swap(parent, name, PackedLinear(linear, rows, gelu=True))
             swaps.swap(parent, following, nn.Identity())
             error, size = (parent(x) - plain).float().norm(), plain.float().norm()
-        except (RuntimeError, TypeError):  # it takes other inputs than one row of channels
+        except Exception:  # it takes other inputs than one row of channels
             error, size = 1.0, 0.0
         if not error <= 0.02 * size:
             swaps.undo(keep=before)
