@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from nanogpt_lib.checkpoint import load_model
 from nanogpt_lib.device import choose_dtype, detect_device
+from nanogpt_lib.load import load_model
 from nanogpt_lib.sampling import stream
 from nanogpt_lib.support.cli import OneLineParser, run_program
 from nanogpt_lib.support.errors import UserError

@@ -23,8 +23,8 @@ import tiktoken
 import torch
 
 from nanogpt_lib.hellaswag import item_losses, read_items
+from nanogpt_lib.huggingface import save_huggingface
 from nanogpt_lib.model import GPT, GPTConfig
-from nanogpt_lib.pretrained import save_huggingface
 from nanogpt_lib.support.cli import run_program
 from nanogpt_lib.support.processor import cpu_multiplies_bfloat16
 from nanogpt_lib.tokenizer import GPT2Tokenizer

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanogpt_lib.checkpoint import load_model
 from nanogpt_lib.evaluation import validation_loss
+from nanogpt_lib.load import load_model
 from nanogpt_lib.model import GPT, GPTConfig, load_weights
 from nanogpt_lib.shards import TokenStream
 from nanogpt_lib.support.datasets import read_meta

@@ -325,7 +325,7 @@ def test_weights_that_do_not_fit_the_state_are_one_line(tmp_path, change):
 
 
 def test_load_model_takes_a_run_one_checkpoint_and_a_hugging_face_folder(tmp_path):
-    from nanogpt_lib.pretrained import save_huggingface
+    from nanogpt_lib.huggingface import save_huggingface
 
     model = run_with(tmp_path / "run", 1, 2)
     for source in (tmp_path / "run", checkpoints(tmp_path / "run")[0]):

@@ -87,7 +87,7 @@ def cut_rows(item, block_size=48):
 def test_a_batch_equals_one_item_at_a_time_through_transformers(tmp_path):
     from transformers import GPT2LMHeadModel
 
-    from nanogpt_lib.pretrained import save_huggingface
+    from nanogpt_lib.huggingface import save_huggingface
 
     torch.manual_seed(0)
     ours = GPT(GPTConfig(block_size=48, n_layer=2, n_head=2, n_embd=32)).eval()
@@ -420,7 +420,7 @@ def test_sum_and_per_byte_scores_equal_the_harness_item_by_item(tmp_path, items,
     from compare_lm_eval import harness_losses
 
     from nanogpt_lib.checkpoint import load_model
-    from nanogpt_lib.pretrained import save_huggingface
+    from nanogpt_lib.huggingface import save_huggingface
 
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=256, n_layer=2, n_head=2, n_embd=64)).eval()

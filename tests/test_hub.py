@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from nanogpt_lib.huggingface import save_huggingface
 from nanogpt_lib.model import GPT, GPTConfig
-from nanogpt_lib.pretrained import save_huggingface
 
 
 @pytest.fixture

@@ -5,12 +5,14 @@ import hashlib
 import pytest
 import torch
 
-from nanogpt_lib.checkpoint import load_model, save_checkpoint
+from nanogpt_lib.checkpoint import save_checkpoint
+from nanogpt_lib.huggingface import save_huggingface
+from nanogpt_lib.load import load_model
 from nanogpt_lib.model import GPT, GPTConfig
-from nanogpt_lib.pretrained import GPT2_SIZES, save_huggingface
+from nanogpt_lib.pretrained import GPT2_SIZES
 from nanogpt_lib.sampling import generate, next_token_logits
 from nanogpt_lib.support.errors import UserError
-from nanogpt_lib.support.huggingface import bpe_files, merge_of
+from nanogpt_lib.support.tokenizer_files import bpe_files, merge_of
 from nanogpt_lib.support.vocabulary import GPT2_FILES
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
 

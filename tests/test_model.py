@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nanogpt_lib.huggingface import save_huggingface
 from nanogpt_lib.model import (
     GPT,
     GPTConfig,
@@ -18,7 +19,7 @@ from nanogpt_lib.model import (
     count_parameters,
     load_weights,
 )
-from nanogpt_lib.pretrained import GPT2_SIZES, save_huggingface
+from nanogpt_lib.pretrained import GPT2_SIZES
 from nanogpt_lib.sampling import next_token_logits
 from nanogpt_lib.support.errors import UserError
 

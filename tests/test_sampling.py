@@ -194,7 +194,7 @@ def test_a_cached_token_at_the_wrong_position_would_be_noticed():
 def test_greedy_text_equals_that_of_transformers(tmp_path):
     from transformers import AutoModelForCausalLM
 
-    from nanogpt_lib.pretrained import save_huggingface
+    from nanogpt_lib.huggingface import save_huggingface
 
     model = make_model(vocab_size=50257, block_size=32)
     save_huggingface(tmp_path, vars(model.config), model.state_dict())

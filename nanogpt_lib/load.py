@@ -1,0 +1,148 @@
+"""A model from somewhere: one reader for runs, checkpoints, folders, hub names and files of others.
+
+    from nanogpt_lib import load_model
+
+    model, tokenizer = load_model("runs/quickstart")   # a run: its newest whole checkpoint
+    model, tokenizer = load_model("gpt2-medium")       # the hub (./gpt2-medium: a folder)
+    model, tokenizer = load_model("out/ckpt.pt")       # nanoGPT's or build-nanogpt's weights
+
+What a source is, its contents decide; one line on stderr says what it was taken for.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from nanogpt_lib.checkpoint import newest_checkpoint
+from nanogpt_lib.model import GPT, GPTConfig, load_weights
+from nanogpt_lib.pretrained import GPT2_SIZES, crop_block_size, load_pretrained
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.foreign_checkpoints import newest_file, read_foreign
+from nanogpt_lib.support.huggingface import WEIGHTS, check_sizes, checked_shape, read_tensors
+from nanogpt_lib.support.tokenizer_files import alphabet_beside, by_rows, read_tokenizer
+from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
+
+RECORDED = Path(__file__).resolve().parents[1] / "notebooks" / "recorded" / "model"
+LOOKED_FOR = ("state.json", "checkpoints/step_*", *WEIGHTS, "ckpt.pt", "model_*.pt")
+Tokenizer = GPT2Tokenizer | CharTokenizer
+# fields of a GPTConfig, a state dict of model.GPT, description of the tokenizer, what it is
+Read = tuple[dict, dict[str, Tensor], dict | None, str]
+
+
+def say_on_stderr(line: str) -> None:
+    """Print a line where it does not mix with what a program makes."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def load_model(
+    source: str | Path, *, say: Callable[[str], None] = say_on_stderr, **changes
+) -> tuple[GPT, Tokenizer | None]:
+    """The model and the tokenizer of a run, a checkpoint, a folder, a hub name or a file.
+
+    `changes` override block_size (the context is cropped), dropout, attention and vocab_multiple
+    (padding). The tokenizer is None where nothing tells it. The weights are float32. `say` is told
+    in one line what the source was taken for. Raises UserError in one line if there is no model, or
+    if its tokenizer's files are another's than GPT-2's.
+    """
+    config, state, description, about = read_model(source, say)
+    tokenizer = tokenizer_from(description) if description else None
+    if tokenizer is not None:
+        config = {**config, "vocab_size": tokenizer.vocab_size}  # more rows are padding
+    crop_block_size(config, state, changes.pop("block_size", config["block_size"]))
+    try:
+        model = GPT(GPTConfig(**{**config, **changes}))
+    except TypeError as error:  # a field that this version does not have
+        raise UserError(f"{source}: its model has other settings than ours ({error})") from error
+    try:
+        load_weights(model, state, config["vocab_size"])
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    say(f"{source}: {about}")
+    return model, tokenizer
+
+
+def recorded_model() -> tuple[GPT, CharTokenizer]:
+    """The small trained model that comes with the course, and its tokenizer."""
+    if not (RECORDED / "state.json").exists():
+        raise UserError(f"{RECORDED}: missing; the repository has it (git checkout notebooks)")
+    return load_model(RECORDED, say=lambda line: None)
+
+
+def read_model(source: str | Path, say: Callable[[str], None]) -> Read:
+    """Tell what a source is and read it."""
+    path = Path(source)
+    if isinstance(source, str) and source in GPT2_SIZES:
+        if path.exists():
+            say(f"{source}: OpenAI's model is meant, not the folder here, which is ./{source}")
+        return read_huggingface(source)
+    if path.is_file():
+        return read_file(path)
+    if path.is_dir():
+        return read_folder(path)
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(source)):
+        raise UserError(f"{source}: no such folder or file")
+    try:
+        return read_huggingface(str(source))
+    except UserError as error:
+        raise UserError(
+            f"no folder or file {source} here; and as a name on the hub: {error}"
+        ) from error
+
+
+def read_folder(folder: Path) -> Read:
+    """A run or checkpoint of ours, a Hugging Face folder, or a folder of nanoGPT's."""
+    if (folder / "state.json").exists() or (folder / "checkpoints").is_dir():
+        return read_ours(folder)
+    if any((folder / name).exists() for name in WEIGHTS):
+        return read_huggingface(str(folder) if folder.is_absolute() else f"./{folder}")
+    if path := newest_file(folder):
+        return read_others(path)
+    raise UserError(f"{folder}: no model here (looked for {', '.join(LOOKED_FOR)})")
+
+
+def read_file(path: Path) -> Read:
+    """A file of others, or the folder that a file of weights belongs to."""
+    if path.name in (*WEIGHTS, "state.json", "config.json"):
+        return read_folder(path.parent)
+    return read_others(path)
+
+
+def read_ours(source: Path) -> Read:
+    """The newest whole checkpoint of a run, or the one checkpoint that `source` is."""
+    folder, saved = newest_checkpoint(source)
+    try:
+        config = checked_shape(dict(saved["model_config"]), f"{folder}/state.json")
+        description = dict(saved["tokenizer"])
+        tokenizer = tokenizer_from(description)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder}/state.json: damaged ({error})") from error
+    state = {name: t.float() for name, t in read_tensors(folder / "model.safetensors").items()}
+    check_sizes(config, state, str(folder))
+    state["lm_head.weight"] = state["transformer.wte.weight"]
+    if tokenizer.vocab_size != config["vocab_size"]:
+        sizes = f"{tokenizer.vocab_size} tokens, the model {config['vocab_size']}"
+        raise UserError(f"{folder}/state.json: the tokenizer has {sizes}")
+    words = "GPT-2's tokenizer" if tokenizer.eot else f"{tokenizer.vocab_size} characters"
+    return config, state, description, f"our checkpoint {folder.name}, {words}"
+
+
+def read_huggingface(source: str) -> Read:
+    """A Hugging Face checkpoint: a folder, a name on the hub or in NANOGPT_MIRROR."""
+    config, state = load_pretrained(source)
+    description, words = read_tokenizer(source, config["vocab_size"])
+    return config, state, description, f"Hugging Face checkpoint, {words}"
+
+
+def read_others(path: Path) -> Read:
+    """A checkpoint file of nanoGPT or build-nanogpt; characters are told by characters.json."""
+    config, state, origin = read_foreign(path)
+    if (path.parent / "characters.json").exists():
+        description, words = alphabet_beside(path.parent, config["vocab_size"])
+    else:
+        description, words = by_rows(config["vocab_size"])
+    if description is None:
+        words += ' (put its sorted characters into characters.json beside it, as one "string")'
+    return config, state, description, f"{path.name} of {origin}, {words}"
