@@ -18,11 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nanogpt_lib.distributed import World, collect, part_of
 from nanogpt_lib.model import GPT, GPTConfig, load_weights
 from nanogpt_lib.pretrained import crop_block_size
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.files import file_sha256, flush_names, read_sealed, seal, write_json
+from nanogpt_lib.support.processes import World
+from nanogpt_lib.support.sharding import collect, part_of
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 
 

@@ -6,9 +6,10 @@ Exported from notebooks/09_hellaswag.ipynb; edit the notebook, not this file.
 import torch
 
 from nanogpt_lib.device import autocast
-from nanogpt_lib.distributed import World, add_up
+from nanogpt_lib.distributed import all_reduce_sum
 from nanogpt_lib.model import GPT
 from nanogpt_lib.shards import TokenStream
+from nanogpt_lib.support.processes import World
 
 
 @torch.inference_mode()
@@ -44,5 +45,5 @@ def validation_loss(
         total += loss.item() * y.numel()
         count += y.numel()
     model.train(was_training)
-    total, count = add_up([total, float(count)], world, device)
+    total, count = all_reduce_sum([total, float(count)], world, device)
     return total / count

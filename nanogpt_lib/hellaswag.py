@@ -31,12 +31,13 @@ from tqdm import tqdm
 from nanogpt_lib.checkpoint import load_model
 from nanogpt_lib.context import Context
 from nanogpt_lib.device import choose_dtype, detect_device
-from nanogpt_lib.distributed import World, add_up
+from nanogpt_lib.distributed import all_reduce_sum
 from nanogpt_lib.model import GPT
 from nanogpt_lib.support.cli import OneLineParser, run_program
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.memory import keep_freed_memory
 from nanogpt_lib.support.packed import fast_inference
+from nanogpt_lib.support.processes import World
 from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 
@@ -267,7 +268,9 @@ def score_items(
         labels = torch.tensor([item.label for item in mine])
         sums = item_losses(model, mine, device=device, **how)
         right = (choose_endings(sums, mine) == labels).sum(dim=1)
-    *right, count = add_up([*map(float, right), float(len(mine))], world, torch.device(device))
+    *right, count = all_reduce_sum(
+        [*map(float, right), float(len(mine))], world, torch.device(device)
+    )
     return {name: r / count for name, r in zip(SCORES, right, strict=True)} | {"items": int(count)}
 
 

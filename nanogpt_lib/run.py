@@ -17,12 +17,7 @@ from nanogpt_lib.checkpoint import (
 )
 from nanogpt_lib.config import TrainConfig, as_dict, grad_accum_steps
 from nanogpt_lib.device import allow_tf32, choose_dtype, compile_model
-from nanogpt_lib.distributed import (
-    World,
-    add_up,
-    shard_fsdp,
-    wrap_ddp,
-)
+from nanogpt_lib.distributed import all_reduce_sum, wrap_ddp
 from nanogpt_lib.hellaswag import Item, read_items
 from nanogpt_lib.loader import ReadAhead, TokenLoader, feed
 from nanogpt_lib.logbook import series
@@ -33,7 +28,9 @@ from nanogpt_lib.support.datasets import verify_shards
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.files import seal, write_atomically, write_json
 from nanogpt_lib.support.memory import keep_freed_memory, memory_bytes, rows_to_try, training_bytes
+from nanogpt_lib.support.processes import World
 from nanogpt_lib.support.run_log import RunLog, external_logger, read_log
+from nanogpt_lib.support.sharding import shard_fsdp
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_multiple")
@@ -127,7 +124,7 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
     if device.type == "cpu" and 2 * peak < (memory_bytes(device) or math.inf):
         keep_freed_memory()
     if config.parallel == "fsdp":
-        shard_fsdp(raw, world, device)
+        shard_fsdp(raw, raw.transformer.h, world, device)
     optimizer = make_optimizer(
         raw,
         learning_rate=config.learning_rate,
@@ -157,7 +154,7 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
     )
     if folder:
         restore(run, state, folder)
-    if add_up([run.step], world, device)[0] != run.step * world.size:
+    if all_reduce_sum([run.step], world, device)[0] != run.step * world.size:
         raise UserError(
             f"{config.out}: other checkpoints on other nodes; it must be a shared folder"
         )

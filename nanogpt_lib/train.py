@@ -29,16 +29,7 @@ import torch
 
 from nanogpt_lib.config import grad_accum_steps, parse_config
 from nanogpt_lib.device import autocast, detect_device, flops_per_token, peak_flops
-from nanogpt_lib.distributed import (
-    add_up,
-    clip_gradients,
-    own_device,
-    process_group,
-    read_world,
-    sync_gradients,
-    unsharded,
-    wait_for_all,
-)
+from nanogpt_lib.distributed import all_reduce_sum, clip_gradients, sync_gradients
 from nanogpt_lib.evaluation import validation_loss
 from nanogpt_lib.hellaswag import describe_items, score_items
 from nanogpt_lib.logbook import plot_run
@@ -51,7 +42,9 @@ from nanogpt_lib.support.datasets import read_meta
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.guard import Stopper, claim
 from nanogpt_lib.support.memory import is_out_of_memory
+from nanogpt_lib.support.processes import own_device, process_group, read_world, wait_for_all
 from nanogpt_lib.support.run_log import read_log
+from nanogpt_lib.support.sharding import unsharded
 
 
 def draw_samples(run: Run, model: GPT) -> str:
@@ -72,7 +65,7 @@ def watch(run: Run) -> None:
     config, where = run.config, dict(world=run.world, device=run.device, dtype=run.dtype)
     if run.due(config.eval_every):
         tokens, rows = config.eval_tokens, config.batch_size
-        model = unsharded(run.raw, run.device)
+        model = unsharded(run.raw, GPT, run.device)
         loss = validation_loss(model, run.val_stream, tokens=tokens, batch_size=rows, **where)
         run.say(f"step {run.step:5d} | validation loss {loss:.4f}")
         if not math.isfinite(loss):
@@ -81,14 +74,14 @@ def watch(run: Run) -> None:
             run.log.write(run.step, val_loss=loss)
             run.val_losses[run.step] = loss
     if run.items and run.due(config.hellaswag_every):
-        scores = score_items(unsharded(run.raw, run.device), run.items, **where)
+        scores = score_items(unsharded(run.raw, GPT, run.device), run.items, **where)
         run.say(
             f"step {run.step:5d} | {scores['acc_token']:.4f} right, {describe_items(run.items)}"
         )
         if run.log:
             run.log.write(run.step, hellaswag=scores["acc_token"])
     if run.step and run.due(config.sample_every):
-        model = unsharded(run.raw, run.device)  # every rank helps, rank 0 draws
+        model = unsharded(run.raw, GPT, run.device)  # every rank helps, rank 0 draws
         if run.world.is_main:
             run.say(f"step {run.step:5d} | samples\n{draw_samples(run, model)}")
     wait_for_all(run.world)
@@ -124,7 +117,7 @@ def update(run: Run, lr: float, stopper: Stopper) -> tuple[float, float, bool]:
     loss, norm = gradients(run)
     bad = [float(rank == world.rank and not math.isfinite(loss)) for rank in range(world.size)]
     share = [loss / world.size, float(stopper.signal), *bad]
-    loss, stop, *bad = add_up(share, world, run.device)
+    loss, stop, *bad = all_reduce_sum(share, world, run.device)
     if any(bad) or not (math.isfinite(norm) or searching_scale(run.scaler)):
         ranks = ", ".join(str(rank) for rank in range(world.size) if bad[rank]) or "each"
         leave_out(run, f"loss {loss} on rank {ranks}, gradient norm {norm}", start)

@@ -6,6 +6,7 @@ it. A second launch lets one rank die.
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 
@@ -14,21 +15,19 @@ import pytest
 import torch
 
 from conftest import ROOT
-from nanogpt_lib.distributed import (
+from nanogpt_lib.distributed import all_reduce_sum, sync_gradients, wrap_ddp
+from nanogpt_lib.model import GPT
+from nanogpt_lib.sampling import next_token_logits
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.processes import (
     World,
-    add_up,
-    collect,
+    longest_wait,
     own_device,
     process_group,
     read_world,
-    shard_fsdp,
-    sync_gradients,
-    unsharded,
     wait_for_all,
-    wrap_ddp,
 )
-from nanogpt_lib.sampling import next_token_logits
-from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.sharding import collect, shard_fsdp, unsharded
 
 SETUP = """
 import contextlib
@@ -42,6 +41,8 @@ from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.sampling import next_token_logits
 from nanogpt_lib.optimizer import make_optimizer
 from nanogpt_lib.shards import TokenStream
+from nanogpt_lib.support.processes import process_group, read_world, wait_for_all
+from nanogpt_lib.support.sharding import collect, full_tensor, part_of, shard_fsdp, unsharded
 
 CPU = torch.device("cpu")
 
@@ -95,7 +96,7 @@ PROGRAM = (
 out, data = sys.argv[1:]
 world, saw = read_world(), {}
 mine = slice(world.rank * 4, world.rank * 4 + 4)
-with contextlib.suppress(KeyError), process_group(world, CPU):
+with process_group(world, CPU):
     saw["world"] = [world.rank, world.local_rank, world.size, world.is_main]
     saw["backend"] = dist.get_backend()
 
@@ -136,7 +137,7 @@ with contextlib.suppress(KeyError), process_group(world, CPU):
     for name, scale in (("plain", None), ("scaled", 1024.0)):
         scaler = torch.amp.GradScaler("cpu", enabled=scale is not None, init_scale=scale or 1.0)
         model, x, y = model_and_rows()
-        shard_fsdp(model, world, CPU)
+        shard_fsdp(model, model.transformer.h, world, CPU)
         numbers, optimizer = adam(model, model, share, scaler)
         weights = collect(dict(model.named_parameters()), world)
         saw["fsdp " + name] = numbers, weights
@@ -152,7 +153,7 @@ with contextlib.suppress(KeyError), process_group(world, CPU):
     saw["held"] = sum(p.to_local().numel() for p in model.parameters())
     moments = {i: s["exp_avg"] for i, s in optimizer.state_dict()["state"].items()}
     saw["moments held"] = sum(m.to_local().numel() for m in moments.values())
-    plain, stream = unsharded(model, CPU), TokenStream(data, "train")
+    plain, stream = unsharded(model, GPT, CPU), TokenStream(data, "train")
     if world.is_main:  # no other rank takes part
         saw["alone"] = next_token_logits(plain, plain.transformer(x))
     saw["uneven"] = validation_loss(plain, stream, tokens=5 * 8, batch_size=1, world=world)
@@ -162,9 +163,8 @@ with contextlib.suppress(KeyError), process_group(world, CPU):
     saw["cut"] = all(torch.equal(a.to_local(), p.to_local()) for a, p in zip(again, mine))
     saw["bytes"] = sum(a.to_local().untyped_storage().nbytes() for a in again)
 
-    saw["sums"] = add_up([0.1, 2.0**60 + world.rank, float(world.rank)], world, CPU)
+    saw["sums"] = all_reduce_sum([0.1, 2.0**60 + world.rank, float(world.rank)], world, CPU)
     wait_for_all(world)
-    raise KeyError("inside")  # the group is left however its block ends
 saw["left"] = not dist.is_initialized()
 torch.save(saw, f"{out}/rank{world.rank}.pt")
 """
@@ -173,11 +173,25 @@ torch.save(saw, f"{out}/rank{world.rank}.pt")
 DEATH = (
     SETUP
     + """
+import signal
+from nanogpt_lib.support.errors import UserError
 world = read_world()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a run does: torchrun's wish is not enough
 with process_group(world, CPU):
-    if world.rank == 1:
-        raise RuntimeError("rank 1 ran out of memory")
-    dist.all_reduce(torch.ones(1))  # waits for a rank that never comes
+    model, x, y = model_and_rows()
+    wrapped = torch.nn.parallel.DistributedDataParallel(model, bucket_cap_mb=0.001)
+    wrapped(x, y)[1].backward()  # settles the buckets
+    sent, loss = [], wrapped(x, y)[1]
+    if world.rank == 0:
+        dist.recv(torch.ones(1), src=1)  # waits for a message that never comes
+    wrapped.register_comm_hook(sent, hook)
+
+    def fail(parameter):
+        if sent:  # a bucket is on its way, and rank 0 does not take part
+            raise UserError(f"rank 1 ran out of memory, {len(sent) > 0}")
+
+    model.transformer.wpe.weight.register_post_accumulate_grad_hook(fail)
+    loss.backward()
 """
 )
 
@@ -190,10 +204,15 @@ def torchrun(source: str, folder, *args) -> subprocess.CompletedProcess:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     if os.name == "nt":
         env["USE_LIBUV"] = "0"
-    return subprocess.run(
-        [*command, str(program), *map(str, args)],
-        capture_output=True, text=True, cwd=ROOT, env=env, timeout=120,
-    )  # fmt: skip
+    command += [str(program), *map(str, args)]
+    how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+    with subprocess.Popen(command, start_new_session=True, **how) as agent:
+        try:
+            said = agent.communicate(timeout=120)
+        except subprocess.TimeoutExpired:  # the workers would outlive their torchrun
+            os.killpg(agent.pid, signal.SIGKILL) if os.name != "nt" else agent.kill()
+            raise
+    return subprocess.CompletedProcess(command, agent.returncode, *said)
 
 
 @pytest.fixture(scope="module")
@@ -333,14 +352,18 @@ def test_sums_over_processes_are_float64_and_the_same_everywhere(ranks):
     assert ranks[0]["sums"] == ranks[1]["sums"] == [0.2, 2.0**61, 1.0]
 
 
-def test_the_group_is_left_when_an_exception_ends_the_block(ranks):
+def test_the_group_is_left_at_the_end_of_the_block(ranks):
     assert all(saw["left"] for saw in ranks)
 
 
-def test_when_one_rank_dies_all_end_soon_with_its_message(tmp_path):
-    done = torchrun(DEATH, tmp_path)  # would stop at its time limit if rank 0 went on waiting
+def test_a_rank_that_fails_with_gradients_in_flight_ends_all_each_in_one_line(tmp_path):
+    """Leaving the group in good order would wait for the bucket, which waits for rank 0."""
+    done = torchrun(DEATH, tmp_path)  # would stop at its time limit if either went on waiting
     assert done.returncode == 1
-    assert "rank 1 ran out of memory" in done.stderr
+    said = done.stderr.splitlines()
+    assert "program.py: rank 1 ran out of memory, True" in said
+    assert "program.py: rank 0: another process has ended; see its message" in said
+    assert "raise UserError" not in done.stderr and "dist.recv" not in done.stderr
 
 
 def test_without_torchrun_there_is_one_process_and_nothing_to_wait_for(monkeypatch):
@@ -351,12 +374,41 @@ def test_without_torchrun_there_is_one_process_and_nothing_to_wait_for(monkeypat
         assert not torch.distributed.is_initialized()
         assert wrap_ddp(model, world, cpu) is model
         assert isinstance(sync_gradients(model, sync=False), contextlib.nullcontext)
-        shard_fsdp(model, world, cpu)
-        assert unsharded(model, cpu) is model and type(model) is torch.nn.Linear
+        shard_fsdp(model, [], world, cpu)
+        assert unsharded(model, GPT, cpu) is model and type(model) is torch.nn.Linear
         assert collect(model.state_dict(), world).keys() == model.state_dict().keys()
-        assert add_up([0.1, 3.0], world, cpu) == [0.1, 3.0]
+        assert all_reduce_sum([0.1, 3.0], world, cpu) == [0.1, 3.0]
         wait_for_all(world)
     assert own_device(cpu, World(3, 3, 8)) == cpu
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"RANK": "x"}, "RANK='x' in the environment is not a number: start with torchrun"),
+        ({"RANK": "-1"}, "RANK='-1' in the environment is not a number"),
+        ({"WORLD_SIZE": "2.0"}, "WORLD_SIZE='2.0' in the environment is not a number"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT='http' in the environment is not a number"),
+        ({"RANK": "2"}, "RANK=2 in the environment, but WORLD_SIZE=2: start with torchrun"),
+    ],
+)
+def test_an_environment_that_makes_no_sense_is_one_line(changes, message, monkeypatch):
+    told = dict(RANK="1", LOCAL_RANK="1", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT="1")
+    for name, value in (told | changes).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message) as error:
+        read_world()
+    assert "\n" not in str(error.value)
+
+
+def test_how_long_to_wait_for_the_others_can_be_set(monkeypatch):
+    assert longest_wait().total_seconds() == 3600  # a checkpoint of 19 GB on a slow disk
+    monkeypatch.setenv("NANOGPT_WAIT_MINUTES", "90")
+    assert longest_wait().total_seconds() == 5400
+    for wrong in ("", "0", "1h", "-1"):
+        monkeypatch.setenv("NANOGPT_WAIT_MINUTES", wrong)
+        with pytest.raises(UserError, match="must be a number of minutes"):
+            longest_wait()
 
 
 @pytest.mark.parametrize("missing", ["LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
@@ -383,4 +435,4 @@ def test_more_processes_than_gpus_is_said_in_one_line(monkeypatch):
 def test_sharding_on_a_gpu_without_nccl_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
     with pytest.raises(UserError, match="fsdp on cuda needs NCCL; take --parallel ddp"):
-        shard_fsdp(torch.nn.Linear(2, 2), World(0, 0, 2), torch.device("cuda:0"))
+        shard_fsdp(torch.nn.Linear(2, 2), [], World(0, 0, 2), torch.device("cuda:0"))

@@ -94,7 +94,7 @@ def test_any_number_of_processes_gives_the_same_loss(model, val, tiny_data, tmp_
     torch.save(model.state_dict(), tmp_path / "model.pt")
     (tmp_path / "two.py").write_text(f"""
 import torch
-from nanogpt_lib.distributed import process_group, read_world
+from nanogpt_lib.support.processes import process_group, read_world
 from nanogpt_lib.evaluation import validation_loss
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.shards import TokenStream

@@ -203,7 +203,7 @@ def test_any_number_of_processes_gives_the_same_score(model, tmp_path):
 import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
 import torch
 from test_hellaswag import random_items
-from nanogpt_lib.distributed import process_group, read_world
+from nanogpt_lib.support.processes import process_group, read_world
 from nanogpt_lib.hellaswag import score_items
 from nanogpt_lib.model import GPT, GPTConfig
 model = GPT(GPTConfig(block_size=48, vocab_size=300, n_layer=2, n_head=2, n_embd=32))

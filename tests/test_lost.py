@@ -77,7 +77,7 @@ def test_torchrun_told_to_end_saves_once_and_leaves_no_process(tiny_data, tmp_pa
 @posix
 def test_a_signal_passed_on_twice_is_one_and_a_later_one_leaves_at_once():
     code = (
-        "import time; from nanogpt_lib.guard import Stopper\n"
+        "import time; from nanogpt_lib.support.guard import Stopper\n"
         "with Stopper(passed_on=0.5) as stopper:\n"
         "    print('ready', flush=True)\n"
         "    while True:\n"
@@ -219,7 +219,7 @@ def test_a_damaged_shard_is_found_before_the_first_step(tiny_data, tmp_path):
 def test_a_second_run_on_one_directory_is_refused_until_the_first_is_dead(tiny_run, tmp_path):
     out = shutil.copytree(tiny_run, tmp_path / "run")
     code = f"""
-import time; from nanogpt_lib.guard import claim
+import time; from nanogpt_lib.support.guard import claim
 lock = claim({str(out)!r}, resume=True)
 print("locked", flush=True); time.sleep(60)"""
     first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)

@@ -1,0 +1,185 @@
+"""Several processes as one run: who am I, which device is mine, join the group, leave it."""
+
+import contextlib
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from nanogpt_lib.support.errors import UserError
+
+# Rank 0 writes, flushes and hashes a checkpoint while the others wait in a collective: 19 GB on a
+# slow network disk may exceed the backends' own limits (NCCL 10 minutes, gloo 30).
+LONGEST_WAIT_MINUTES = 60
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: `rank` of `size`, and `local_rank` among those on this machine."""
+
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 prints, logs and saves."""
+        return self.rank == 0
+
+
+def read_world() -> World:
+    """Who am I? torchrun tells by environment variables; without them, the only process.
+
+    Raises UserError if some of them are missing or no numbers, as when set by hand or left over in
+    a shell.
+    """
+    if "RANK" not in os.environ:
+        return World()
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in names if not os.environ.get(name)]:
+        raise UserError(f"RANK is set but not {', '.join(missing)}: start with torchrun")
+    told = {name: os.environ[name] for name in names if name != "MASTER_ADDR"}
+    for name, value in told.items():
+        if not (value.isascii() and value.isdecimal()):
+            raise UserError(
+                f"{name}={value!r} in the environment is not a number: start with torchrun, "
+                "or unset RANK"
+            )
+    rank, local_rank, size = (int(told[name]) for name in names[:3])
+    if rank >= size:
+        raise UserError(
+            f"RANK={rank} in the environment, but WORLD_SIZE={size}: start with torchrun"
+        )
+    return World(rank, local_rank, size)
+
+
+def own_device(device: torch.device, world: World) -> torch.device:
+    """One GPU per process: cuda becomes cuda:local_rank. Everything else stays.
+
+    Raises UserError if this machine has fewer GPUs than processes.
+    """
+    if device.type != "cuda" or device.index is not None:
+        return device
+    if world.local_rank >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError(f"--nproc_per_node is more than the {count} GPU(s) of this machine")
+    own = torch.device("cuda", world.local_rank)
+    torch.cuda.set_device(own)
+    return own
+
+
+def longest_wait() -> timedelta:
+    """How long a process waits for the others: an hour, or NANOGPT_WAIT_MINUTES."""
+    minutes = os.environ.get("NANOGPT_WAIT_MINUTES", str(LONGEST_WAIT_MINUTES))
+    if not (minutes.isascii() and minutes.isdecimal() and 0 < int(minutes) < 10**6):
+        raise UserError(f"NANOGPT_WAIT_MINUTES={minutes!r} must be a number of minutes, 1 or more")
+    return timedelta(minutes=int(minutes))
+
+
+def stay_on_loopback(world: World) -> None:
+    """Let gloo use the loopback interface if all processes are on this machine.
+
+    By default it asks for the address of this machine's host name, which may not resolve.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world.size):
+        names = {name for _, name in socket.if_nameindex()}
+        for name in {"lo", "lo0"} & names:  # Linux, macOS
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+@contextlib.contextmanager
+def process_group(world: World, device: torch.device) -> Iterator[None]:
+    """Join the group for the length of a `with` block.
+
+    With more than one process an exception ends this one; see `end_process`.
+    """
+    if world.size == 1:
+        yield
+        return
+    # gloo works on every system and on the CPU; NCCL is for NVIDIA GPUs, on Linux
+    nccl = device.type == "cuda" and dist.is_nccl_available()
+    stay_on_loopback(world)
+    store, rank, size = next(dist.rendezvous("env://"))
+    # torchrun keeps its store when it restarts the workers: without a prefix per restart, new
+    # workers would read dead workers' addresses and hang
+    store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(
+        "nccl" if nccl else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        timeout=longest_wait(),
+        device_id=device if nccl else None,
+    )
+    try:
+        yield
+    except BaseException as error:
+        end_process(error, world)
+    dist.destroy_process_group()
+
+
+def end_process(error: BaseException, world: World) -> None:
+    """Say what was wrong and end this process at once, so that the other ranks' waiting ends too.
+
+    An orderly end would wait for the collectives in flight, and those may wait for a rank that
+    waits for this one. The message goes out first, for the same reason.
+    """
+    name, status = Path(sys.argv[0]).name, 1
+    if isinstance(error, KeyboardInterrupt):
+        message, status = "", 130
+    elif isinstance(error, SystemExit) and not isinstance(error.code, str):
+        message, status = "", error.code or 0
+    elif isinstance(error, SystemExit | UserError):
+        message = f"{name}: {error}\n"
+    elif lost_a_process(error):
+        message = f"{name}: rank {world.rank}: another process has ended; see its message\n"
+    else:
+        message = "".join(traceback.format_exception(error))
+    with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+        sys.stdout.flush()
+        sys.stderr.write(message)
+        sys.stderr.flush()
+    os._exit(status)
+
+
+def lost_a_process(error: BaseException) -> bool:
+    """Is this what a collective raises when another process has ended?"""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError)
+        and any(word in str(error) for word in ("onnection closed by peer", "gloo", "Gloo"))
+    )
+
+
+def wait_for_all(world: World) -> None:
+    """Go on when every process has come here."""
+    if world.size > 1:
+        dist.barrier()
+
+
+def on_every_rank(job: Callable[[], object], world: World) -> list:
+    """Run `job` on every rank; return the results of all, in order of rank.
+
+    If it fails on any, for a reason that a user can mend, it fails on all: rank 0 raises UserError
+    and the others exit, so that none of them waits for one that has given up.
+    """
+    if world.size == 1:
+        return [job()]
+    try:
+        mine = (job(), "")
+    except (UserError, OSError) as error:
+        mine = (None, str(error) or type(error).__name__)
+    answers: list = [None] * world.size
+    dist.all_gather_object(answers, mine)
+    for rank, (_, problem) in enumerate(answers):
+        if problem and world.is_main:
+            raise UserError(problem if rank == 0 else f"rank {rank}: {problem}")
+        if problem:
+            sys.exit(1)
+    return [result for result, _ in answers]
