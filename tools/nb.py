@@ -135,6 +135,8 @@ def run(path: Path, smoke: bool) -> None:
     from nbclient.exceptions import CellExecutionError
 
     os.environ["NANOGPT_SMOKE"] = "1" if smoke else "0"
+    if smoke:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the tests run it (conftest.py)
     nb = nbformat.read(path, as_version=4)
     client = NotebookClient(
         nb,
