@@ -9,6 +9,8 @@ from nanogpt_lib.device import autocast
 from nanogpt_lib.distributed import all_reduce_sum
 from nanogpt_lib.model import GPT
 from nanogpt_lib.shards import TokenStream
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.evaluating import evaluating
 from nanogpt_lib.support.processes import World
 
 
@@ -25,25 +27,24 @@ def validation_loss(
 ) -> float:
     """Mean cross entropy in nats per token over the first `tokens` tokens of a stream.
 
-    Always the same windows: they are dealt to the processes like cards and the sums added up, so
-    neither the number of processes nor the batch size changes the result. All of the stream is used
-    if it is shorter than `tokens`.
+    Always the same windows: they are dealt to the processes like cards, and their losses summed, so
+    neither the number of processes nor the batch size changes the result. A stream shorter than
+    `tokens` is used whole. One of a single token has nothing to predict: UserError.
     """
+    if len(stream) < 2:
+        raise UserError("the validation split has fewer than two tokens: nothing to predict")
     device = torch.device(device)
     T = min(model.config.block_size, len(stream) - 1)
     windows = max(1, min(tokens, len(stream) - 1) // T)
     mine = range(world.rank, windows, world.size)
-    was_training = model.training
-    model.eval()
     total, count = 0.0, 0
-    for first in range(0, len(mine), batch_size):
-        rows = [stream.read(w * T, T + 1) for w in mine[first : first + batch_size]]
-        batch = torch.stack([torch.from_numpy(row) for row in rows]).to(device)
-        x, y = batch[:, :-1], batch[:, 1:]
-        with autocast(device, dtype):
+    with evaluating(model), autocast(device, dtype):
+        for first in range(0, len(mine), batch_size):
+            rows = [stream.read(w * T, T + 1) for w in mine[first : first + batch_size]]
+            batch = torch.stack([torch.from_numpy(row) for row in rows]).to(device)
+            x, y = batch[:, :-1], batch[:, 1:]
             _, loss = model(x, y)
-        total += loss.item() * y.numel()
-        count += y.numel()
-    model.train(was_training)
+            total += loss.item() * y.numel()
+            count += y.numel()
     total, count = all_reduce_sum([total, float(count)], world, device)
     return total / count

@@ -31,12 +31,13 @@ from nanogpt_lib.config import grad_accum_steps, parse_config
 from nanogpt_lib.device import autocast, detect_device, flops_per_token, peak_flops
 from nanogpt_lib.distributed import all_reduce_sum, clip_gradients, sync_gradients
 from nanogpt_lib.evaluation import validation_loss
-from nanogpt_lib.hellaswag import describe_items, score_items
+from nanogpt_lib.hellaswag import describe_items
 from nanogpt_lib.logbook import plot_run
 from nanogpt_lib.model import GPT
 from nanogpt_lib.optimizer import learning_rate_at, set_learning_rate
 from nanogpt_lib.run import Run, memory_advice, open_log, prepare, save
 from nanogpt_lib.sampling import generate
+from nanogpt_lib.scoring import score_items
 from nanogpt_lib.support.cli import run_program
 from nanogpt_lib.support.datasets import read_meta
 from nanogpt_lib.support.errors import UserError

@@ -22,9 +22,10 @@ from types import SimpleNamespace
 import tiktoken
 import torch
 
-from nanogpt_lib.hellaswag import item_losses, read_items
+from nanogpt_lib.hellaswag import read_items
 from nanogpt_lib.huggingface import save_huggingface
 from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.scoring import item_losses
 from nanogpt_lib.support.cli import run_program
 from nanogpt_lib.support.processor import cpu_multiplies_bfloat16
 from nanogpt_lib.tokenizer import GPT2Tokenizer

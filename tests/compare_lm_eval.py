@@ -19,14 +19,13 @@ from pathlib import Path
 import torch
 from bench_hellaswag import winners_changed
 
-from nanogpt_lib.hellaswag import choose_endings, describe_items, item_losses, read_items
+from nanogpt_lib.checkpoint import load_model
+from nanogpt_lib.hellaswag import choose_endings, describe_items, read_items
 from nanogpt_lib.huggingface import save_huggingface
-from nanogpt_lib.load import load_model
+from nanogpt_lib.scoring import item_losses, require_gpt2_tokens
 from nanogpt_lib.support.cli import run_program
-from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.memory import keep_freed_memory
 from nanogpt_lib.support.processor import cpu_multiplies_bfloat16
-from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 
 def harness_losses(folder: str, raw: list[dict], batch_size: int) -> torch.Tensor:
@@ -51,10 +50,9 @@ def main() -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is here already
     keep_freed_memory()
     model, tokenizer = load_model(args.checkpoint)
-    if not isinstance(tokenizer, GPT2Tokenizer):
-        raise UserError(f"{args.checkpoint}: HellaSwag needs a model with GPT-2's tokenizer")
+    require_gpt2_tokens(tokenizer, args.checkpoint)
     items = read_items(args.items, tokenizer, args.limit)
-    lines = args.items.read_text("utf-8").split("\n")
+    lines = [line for line in args.items.read_text("utf-8-sig").split("\n") if line.strip()]
     raw = [json.loads(line) for line in lines[: len(items)]]
     with tempfile.TemporaryDirectory() as folder:
         save_huggingface(folder, vars(model.config), model.state_dict(), tokenizer)

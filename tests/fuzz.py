@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from conftest import ROOT, TINY, write_tiny_data
-from nanogpt_lib import hellaswag, sample, train
+from nanogpt_lib import sample, score, train
 from nanogpt_lib.checkpoint import load_checkpoint, load_optimizer, optimizer_tensors
 from nanogpt_lib.config import TrainConfig, as_dict, parse_config
 from nanogpt_lib.optimizer import make_optimizer
@@ -284,11 +284,11 @@ def fuzz_lines(work: Path, number: int, seed: int, say=lambda text: None) -> Cou
     data, run = write_tiny_data(work / "line_data"), work / "line_run"
     tiny = [*TINY, "--data", str(data), "--max-steps", "1"]
     assert outcome("train.py", train.main, [*tiny, "--out", str(run)]) == "works"
-    mains = {"train.py": train.main, "sample.py": sample.main, "hellaswag.py": hellaswag.main}
+    mains = {"train.py": train.main, "sample.py": sample.main, "score.py": score.main}
     here = Path.cwd()
     os.chdir(work)  # an --out may be any text
     for trial in range(number):
-        program = "train.py" if trial % 4 < 2 else ("sample.py", "hellaswag.py")[trial % 2]
+        program = "train.py" if trial % 4 < 2 else ("sample.py", "score.py")[trial % 2]
         base = ["--checkpoint", str(run), *(["--max-new-tokens", "3"] * (program == "sample.py"))]
         if program == "train.py":
             base = [*tiny, "--out", str(work / f"out{trial}")]

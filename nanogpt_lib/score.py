@@ -1,0 +1,81 @@
+"""Score a model on HellaSwag.
+
+    python nanogpt_lib/score.py --checkpoint runs/gpt2-124m
+    python nanogpt_lib/score.py --checkpoint gpt2 --limit 1000 --dtype float32
+
+Make the items first: python data/hellaswag.py. Three scores are printed, because published ones
+differ in how they compare endings of different length.
+"""
+
+if __name__ == "__main__" and not __package__:  # run by path: import from the repository
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import sys
+import time
+
+from nanogpt_lib.checkpoint import load_model
+from nanogpt_lib.device import choose_dtype, detect_device
+from nanogpt_lib.hellaswag import describe_items, read_items
+from nanogpt_lib.scoring import require_gpt2_tokens, score_items
+from nanogpt_lib.support.cli import OneLineParser, run_program
+from nanogpt_lib.support.memory import keep_freed_memory
+
+MEANING = {
+    "acc_sum": "total loss of the ending (lm-eval: acc)",
+    "acc_token": "mean per token (the lecture's acc_norm)",
+    "acc_byte": "mean per byte (lm-eval: acc_norm)",
+}
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line of this program."""
+    parser = OneLineParser(prog="score.py", description="Score a model on HellaSwag.")
+    parser.add_argument(
+        "--checkpoint", required=True, help="a run, one checkpoint, or gpt2 … gpt2-xl"
+    )
+    parser.add_argument(
+        "--data", default="data/hellaswag/val.jsonl", help="JSON lines of items (%(default)s)"
+    )
+    parser.add_argument("--limit", type=int, help="only the first N items")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="of the matrix products; float32 for a score that you publish (%(default)s)",
+    )
+    parser.add_argument("--batch", type=int, help="tokens per batch (1,024 on a CPU, 16,384 else)")
+    args = parser.parse_args(argv)
+    for name in ("limit", "batch"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Score a checkpoint from the command line."""
+    args = parse_arguments(argv)
+    device = detect_device(args.device)
+    dtype = choose_dtype(device, args.dtype)
+    if device.type == "cpu":
+        keep_freed_memory()
+    model, tokenizer = load_model(args.checkpoint)
+    require_gpt2_tokens(tokenizer, args.checkpoint)
+    items = read_items(args.data, tokenizer, args.limit)
+    how = {"device": device, "dtype": dtype, "budget": args.batch}
+    begun = time.perf_counter()
+    scores = score_items(model.to(device), items, progress=sys.stderr.isatty(), **how)
+    seconds = time.perf_counter() - begun
+    speed = f"{seconds:.1f} s, {len(items) / seconds:.1f} items/s"
+    print(f"{describe_items(items)}, {args.data}, {str(dtype).split('.')[1]}, {speed}")
+    for name, meaning in MEANING.items():
+        print(f"{name:9} {scores[name]:.4f}   {meaning}")
+
+
+if __name__ == "__main__":
+    run_program("score.py", main)

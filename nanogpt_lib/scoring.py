@@ -1,0 +1,205 @@
+"""HellaSwag scored fast: a shared context is read once, logits are made only where they count.
+
+`hellaswag.ending_losses` is the plain definition; `item_losses` returns the same numbers. An item
+becomes one sequence: the context is its trunk, and the four endings are branches that follow it
+side by side. A mask keeps the branches from seeing each other, and every branch continues the
+positions of the trunk.
+
+Shapes: B items side by side, T tokens of each, C channels, V vocabulary, N hidden states that
+predict something, M predictions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from nanogpt_lib.context import Context
+from nanogpt_lib.distributed import all_reduce_sum
+from nanogpt_lib.hellaswag import SCORES, Item, choose_endings
+from nanogpt_lib.model import GPT
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.evaluating import evaluating
+from nanogpt_lib.support.packed import fast_inference
+from nanogpt_lib.support.processes import World
+from nanogpt_lib.tokenizer import GPT2Tokenizer
+
+
+def require_gpt2_tokens(tokenizer: object, source: str) -> None:
+    """Raise UserError unless a model reads GPT-2's tokens, for which items are made.
+
+    `tokenizer` is what `load_model` returned for `source`: None if it is not known.
+    """
+    if not isinstance(tokenizer, GPT2Tokenizer):
+        raise UserError(f"{source}: HellaSwag needs a model with GPT-2's tokenizer")
+
+
+@dataclass
+class Tree:
+    """An item as one sequence of tokens: the context is its trunk, each ending a branch."""
+
+    tokens: list[int]
+    position: list[int]  # of each token in its own row of context and ending
+    branch: list[int]  # 0 in the trunk, 1 to 4 after it
+    endings: list[list[int]]  # what is predicted …
+    predictors: list[list[int]]  # … and the index in `tokens` of the token that predicts it
+
+
+def build_tree(item: Item, block_size: int) -> Tree:
+    """An item as a tree.
+
+    A row of context and ending may exceed block_size by one token, its last, which is predicted but
+    never read. Longer rows are cut on the left, each at another place, so that they share no
+    context: the tree then has no trunk, and every branch holds its own context.
+    """
+    longest = len(item.context) + max(map(len, item.endings))
+    trunk = item.context if longest <= block_size + 1 else []
+    tree = Tree(trunk[:], list(range(len(trunk))), [0] * len(trunk), [], [])
+    for number, ending in enumerate(item.endings, 1):
+        ending = ending[:block_size]  # at least one token of context stays
+        row = (item.context + ending)[-block_size - 1 :]
+        first = len(tree.tokens)
+        tree.tokens += row[len(trunk) : -1]
+        tree.position += range(len(trunk), len(row) - 1)
+        tree.branch += [number] * (len(tree.tokens) - first)
+        tree.endings.append(ending)
+        tree.predictors.append([len(trunk) - 1, *range(first, len(tree.tokens))][-len(ending) :])
+    return tree
+
+
+def pad(rows: list[list[int]], value: int = 0) -> Tensor:
+    """Rows of different lengths → (B, T), padded on the right."""
+    return pad_sequence([*map(torch.tensor, rows)], batch_first=True, padding_value=value)
+
+
+def visibility(branch: Tensor) -> Tensor:
+    """Which tokens a token sees, (B, 1, T, T): trunk and own branch up to itself. branch (B, T)."""
+    query, key = branch[:, :, None], branch[:, None, :]
+    return ((key == 0) | (key == query)).tril()[:, None]
+
+
+def centred_head(model: GPT) -> Tensor:
+    """The output matrix (V, C) in float32, less its mean row.
+
+    Subtracting the mean row shifts all logits of a position equally, so the softmax is unchanged.
+    But GPT-2's logits lie near -35, and bfloat16 rounds numbers near 0 less.
+    """
+    weight = model.lm_head.weight[: model.config.vocab_size].float()
+    return weight - weight.mean(dim=0)
+
+
+def token_losses(
+    hidden: Tensor, head: Tensor, targets: Tensor, source: Tensor, part: int = 4096
+) -> Tensor:
+    """Cross entropy of M predictions in nats, (M,), float32.
+
+    hidden (N, C), centred head (V, C), targets (M,); source (M,) is the row of `hidden` that
+    predicts each target. The target's logit and the largest one among every `part` tokens of the
+    vocabulary are computed in float32. Autocast's format reaches only the rest of the sum, where
+    roundings up and down cancel. One part at a time stays in the cache.
+    """
+    sums, exact = [], hidden.float()
+    for rows in head.split(part):
+        logits = F.linear(hidden, rows).float()  # (N, part)
+        top, best = logits.max(dim=1)
+        others = logits.sub_(top[:, None]).exp_().sum(dim=1) - 1  # all but the largest …
+        largest = (exact * rows[best]).sum(dim=1)  # … which is added without rounding
+        sums.append((others + (largest - top).exp()).log() + top)
+    log_sums = torch.stack(sums).logsumexp(dim=0)  # (N,)
+    return log_sums[source] - (exact[source] * head[targets]).sum(dim=1)
+
+
+def tree_losses(model: GPT, trees: list[Tree], head: Tensor) -> Tensor:
+    """Loss of every ending in nats, (items, 4), float32: all trees in one forward pass.
+
+    `head` comes from `centred_head`. Padding is a branch of its own: nothing else sees it.
+    """
+    device, T = head.device, max(len(tree.tokens) for tree in trees)
+    tokens = pad([tree.tokens for tree in trees]).to(device)  # (B, T)
+    position = pad([tree.position for tree in trees]).to(device)
+    branch = pad([tree.branch for tree in trees], value=5).to(device)
+    hidden = model.transformer(tokens, Context(position, visibility(branch)))
+    endings = [ending for tree in trees for ending in tree.endings]
+    targets = torch.tensor([token for ending in endings for token in ending])  # (M,)
+    used = [b * T + t for b, tree in enumerate(trees) for ts in tree.predictors for t in ts]
+    used, source = torch.tensor(used).unique(return_inverse=True)  # (N,), (M,)
+    hidden = hidden.flatten(0, 1)[used.to(device)]  # (N, C)
+    losses = token_losses(hidden, head, targets.to(device), source.to(device)).cpu()
+    return torch.stack([part.sum() for part in losses.split([*map(len, endings)])]).view(-1, 4)
+
+
+def batches_within_budget(lengths: list[int], budget: int) -> Iterator[range]:
+    """Cut indices 0 … n-1 into runs whose padded size, longest × count, is at most `budget`.
+
+    A length over the budget is a run of its own.
+    """
+    first, longest = 0, 0
+    for i, length in enumerate(lengths):
+        longest = max(longest, length)
+        if i > first and longest * (i + 1 - first) > budget:
+            yield range(first, i)
+            first, longest = i, length
+    yield range(first, len(lengths))
+
+
+@torch.inference_mode()
+def item_losses(
+    model: GPT,
+    items: list[Item],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    budget: int | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Loss of the four endings of every item in nats, (items, 4), float32.
+
+    Items of similar length share a batch of about `budget` tokens, whatever their order; by default
+    1,024 on a CPU, so that a batch stays in its cache, else 16,384 (not measured yet).
+    """
+    device = torch.device(device)
+    budget = budget or (1024 if device.type == "cpu" else 16384)
+    head, sums = centred_head(model), torch.empty(len(items), 4)
+    trees = [build_tree(item, model.config.block_size) for item in items]
+    order = sorted(range(len(items)), key=lambda i: len(trees[i].tokens))
+    lengths = [len(trees[i].tokens) for i in order]
+    bar = tqdm(total=len(items), desc="HellaSwag", disable=not progress, leave=False)
+    fast = fast_inference(model, device, dtype, rows=budget)
+    with bar, evaluating(model), fast:  # around the loop: each weight is cast once
+        for run in batches_within_budget(lengths, budget):
+            chosen = [order[i] for i in run]
+            sums[chosen] = tree_losses(model, [trees[i] for i in chosen], head)
+            bar.update(len(chosen))
+    return sums
+
+
+def score_items(
+    model: GPT,
+    items: list[Item],
+    *,
+    world: World = World(),  # noqa: B008 (frozen)
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    budget: int | None = None,
+    progress: bool = False,
+) -> dict[str, float]:
+    """HellaSwag's three scores (hellaswag.SCORES) and the number of items.
+
+    Items are dealt to the processes, and the counts of right answers are summed: every process
+    returns the same scores, whatever the world size. `budget` and `progress` as in `item_losses`.
+    """
+    # neighbours in length go to different processes, so that all have about equally much to do
+    ordered = sorted(items, key=lambda item: len(item.context) + sum(map(len, item.endings)))
+    mine = ordered[world.rank :: world.size]
+    right = torch.zeros(3)
+    if mine:
+        labels = torch.tensor([item.label for item in mine])
+        how = {"device": device, "dtype": dtype, "budget": budget, "progress": progress}
+        right = (choose_endings(item_losses(model, mine, **how), mine) == labels).sum(dim=1)
+    counts = [*map(float, right), float(len(mine))]
+    *right, count = all_reduce_sum(counts, world, torch.device(device))
+    return {name: r / count for name, r in zip(SCORES, right, strict=True)} | {"items": int(count)}

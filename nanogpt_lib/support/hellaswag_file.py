@@ -1,0 +1,53 @@
+"""HellaSwag's JSON lines, checked where they enter."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from nanogpt_lib.support.errors import UserError
+
+
+def read_question(line: str) -> dict:
+    """One line of HellaSwag's JSON → `ctx`, `endings`, `label` (0 to 3) and `source_id`.
+
+    The published label is a number; some copies of the set hold it as text ("2"). Raises ValueError
+    that says what is wrong.
+    """
+    raw = json.loads(line)
+    if not isinstance(raw, dict):
+        raise ValueError("not a JSON object")
+    context, endings, label = (raw.get(name) for name in ("ctx", "endings", "label"))
+    if not isinstance(context, str) or not context:
+        raise ValueError("ctx is not a text")
+    texts = isinstance(endings, list) and all(isinstance(ending, str) for ending in endings)
+    if not texts or len(endings) != 4:
+        raise ValueError("endings is not a list of four texts")
+    if isinstance(label, str) and label in ("0", "1", "2", "3"):
+        label = int(label)
+    if type(label) is not int or not 0 <= label < 4:  # True is an int to isinstance
+        raise ValueError(f"label is {label!r}, not 0, 1, 2 or 3")
+    source = str(raw.get("source_id", ""))
+    return {"ctx": context, "endings": endings, "label": label, "source_id": source}
+
+
+def read_lines(path: str | Path, parse: Callable[[str], object], limit: int | None = None) -> list:
+    """`parse` applied to the first `limit` lines that are not blank.
+
+    Raises UserError for a missing file, a file without lines, and a bad line (with its number).
+    """
+    path, items = Path(path), []
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; make it with python data/hellaswag.py")
+    with open(path, encoding="utf-8-sig", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            if limit is not None and len(items) >= limit:
+                break
+            if not line.strip():
+                continue
+            try:
+                items.append(parse(line))
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path} line {number}: not a HellaSwag item ({error})") from error
+    if not items:
+        raise UserError(f"{path}: holds no items")
+    return items
