@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn as nn
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
@@ -82,43 +82,47 @@ def visibility(branch: Tensor) -> Tensor:
     return ((key == 0) | (key == query)).tril()[:, None]
 
 
-def centred_head(model: GPT) -> Tensor:
-    """The output matrix (V, C) in float32, less its mean row.
+class CentredHead(nn.Module):
+    """The output matrix (V, C) in float32, less its mean row, in parts that fit a cache.
 
     Subtracting the mean row shifts all logits of a position equally, so the softmax is unchanged.
     But GPT-2's logits lie near -35, and bfloat16 rounds numbers near 0 less.
     """
-    weight = model.lm_head.weight[: model.config.vocab_size].float()
-    return weight - weight.mean(dim=0)
+
+    def __init__(self, model: GPT, part: int = 4096):
+        super().__init__()
+        weight = model.lm_head.weight.detach()[: model.config.vocab_size].float()
+        self.weight = weight - weight.mean(dim=0)
+        self.parts = nn.ModuleList()
+        for rows in self.weight.split(part):  # layers, so that their weights can be packed
+            linear = nn.Linear(rows.size(1), rows.size(0), bias=False, device="meta")
+            linear.weight = nn.Parameter(rows, requires_grad=False)
+            self.parts.append(linear)
+
+    def forward(self, hidden: Tensor, targets: Tensor, source: Tensor) -> Tensor:
+        """Cross entropy of M predictions in nats, (M,), float32.
+
+        hidden (N, C); targets (M,); source (M,), the row of `hidden` that predicts each target. The
+        target's logit and the largest one of every part are computed in float32. Autocast's format
+        reaches only the rest of the sum, where roundings up and down cancel.
+        """
+        sums, exact = [], hidden.float()
+        for linear in self.parts:
+            logits = linear(hidden).float()  # (N, part)
+            top, best = logits.max(dim=1)
+            others = logits.sub_(top[:, None]).exp_().sum(dim=1) - 1  # all but the largest …
+            largest = (exact * linear.weight[best]).sum(dim=1)  # … which is added without rounding
+            sums.append((others + (largest - top).exp()).log() + top)
+        log_sums = torch.stack(sums).logsumexp(dim=0)  # (N,)
+        return log_sums[source] - (exact[source] * self.weight[targets]).sum(dim=1)
 
 
-def token_losses(
-    hidden: Tensor, head: Tensor, targets: Tensor, source: Tensor, part: int = 4096
-) -> Tensor:
-    """Cross entropy of M predictions in nats, (M,), float32.
-
-    hidden (N, C), centred head (V, C), targets (M,); source (M,) is the row of `hidden` that
-    predicts each target. The target's logit and the largest one among every `part` tokens of the
-    vocabulary are computed in float32. Autocast's format reaches only the rest of the sum, where
-    roundings up and down cancel. One part at a time stays in the cache.
-    """
-    sums, exact = [], hidden.float()
-    for rows in head.split(part):
-        logits = F.linear(hidden, rows).float()  # (N, part)
-        top, best = logits.max(dim=1)
-        others = logits.sub_(top[:, None]).exp_().sum(dim=1) - 1  # all but the largest …
-        largest = (exact * rows[best]).sum(dim=1)  # … which is added without rounding
-        sums.append((others + (largest - top).exp()).log() + top)
-    log_sums = torch.stack(sums).logsumexp(dim=0)  # (N,)
-    return log_sums[source] - (exact[source] * head[targets]).sum(dim=1)
-
-
-def tree_losses(model: GPT, trees: list[Tree], head: Tensor) -> Tensor:
+def tree_losses(model: GPT, trees: list[Tree], head: CentredHead) -> Tensor:
     """Loss of every ending in nats, (items, 4), float32: all trees in one forward pass.
 
-    `head` comes from `centred_head`. Padding is a branch of its own: nothing else sees it.
+    Padding is a branch of its own: nothing else sees it.
     """
-    device, T = head.device, max(len(tree.tokens) for tree in trees)
+    device, T = head.weight.device, max(len(tree.tokens) for tree in trees)
     tokens = pad([tree.tokens for tree in trees]).to(device)  # (B, T)
     position = pad([tree.position for tree in trees]).to(device)
     branch = pad([tree.branch for tree in trees], value=5).to(device)
@@ -128,7 +132,7 @@ def tree_losses(model: GPT, trees: list[Tree], head: Tensor) -> Tensor:
     used = [b * T + t for b, tree in enumerate(trees) for ts in tree.predictors for t in ts]
     used, source = torch.tensor(used).unique(return_inverse=True)  # (N,), (M,)
     hidden = hidden.flatten(0, 1)[used.to(device)]  # (N, C)
-    losses = token_losses(hidden, head, targets.to(device), source.to(device)).cpu()
+    losses = head(hidden, targets.to(device), source.to(device)).cpu()
     return torch.stack([part.sum() for part in losses.split([*map(len, endings)])]).view(-1, 4)
 
 
@@ -163,13 +167,14 @@ def item_losses(
     """
     device = torch.device(device)
     budget = budget or (1024 if device.type == "cpu" else 16384)
-    head, sums = centred_head(model), torch.empty(len(items), 4)
+    head, sums = CentredHead(model), torch.empty(len(items), 4)
     trees = [build_tree(item, model.config.block_size) for item in items]
     order = sorted(range(len(items)), key=lambda i: len(trees[i].tokens))
     lengths = [len(trees[i].tokens) for i in order]
     bar = tqdm(total=len(items), desc="HellaSwag", disable=not progress, leave=False)
-    fast = fast_inference(model, device, dtype, rows=budget)
-    with bar, evaluating(model), fast:  # around the loop: each weight is cast once
+    both = nn.ModuleList([model, head])
+    fast = fast_inference(both, device, dtype, rows=budget)
+    with bar, evaluating(both), fast:  # around the loop: each weight is cast once
         for run in batches_within_budget(lengths, budget):
             chosen = [order[i] for i in run]
             sums[chosen] = tree_losses(model, [trees[i] for i in chosen], head)

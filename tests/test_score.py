@@ -137,10 +137,10 @@ def test_batches_are_as_large_as_the_budget_allows():
 
 def test_contexts_are_read_once_and_the_head_works_only_where_it_counts(model, monkeypatch):
     items, read, made = random_items(), [], []
-    token_losses = scoring.token_losses
+    forward = scoring.CentredHead.forward
     hook = model.transformer.register_forward_pre_hook(lambda _, a: read.append(a[0].numel()))
     monkeypatch.setattr(
-        scoring, "token_losses", lambda h, *a: (made.append(len(h)), token_losses(h, *a))[1]
+        scoring.CentredHead, "forward", lambda s, h, *a: (made.append(len(h)), forward(s, h, *a))[1]
     )
     item_losses(model, items, budget=256)
     hook.remove()
