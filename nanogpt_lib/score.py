@@ -17,9 +17,9 @@ import argparse
 import sys
 import time
 
-from nanogpt_lib.checkpoint import load_model
 from nanogpt_lib.device import choose_dtype, detect_device
 from nanogpt_lib.hellaswag import describe_items, read_items
+from nanogpt_lib.load import load_model
 from nanogpt_lib.scoring import require_gpt2_tokens, score_items
 from nanogpt_lib.support.cli import OneLineParser, run_program
 from nanogpt_lib.support.memory import keep_freed_memory

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from bench_hellaswag import winners_changed
 
-from nanogpt_lib.checkpoint import load_model
 from nanogpt_lib.hellaswag import choose_endings, describe_items, read_items
 from nanogpt_lib.huggingface import save_huggingface
+from nanogpt_lib.load import load_model
 from nanogpt_lib.scoring import item_losses, require_gpt2_tokens
 from nanogpt_lib.support.cli import run_program
 from nanogpt_lib.support.memory import keep_freed_memory
