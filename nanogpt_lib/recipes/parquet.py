@@ -226,7 +226,7 @@ def make_shards(
         shutil.rmtree(out / "parquet", ignore_errors=True)
     sizes = [sum(shard["tokens"] for shard in meta["splits"][s]) for s in ("train", "val")]
     print(
-        f"{counted(meta['documents'], 'document')} → {sizes[0]:,} training and {sizes[1]:,} validation "
-        f"tokens in {out}"
+        f"{counted(meta['documents'], 'document')} → {sizes[0]:,} training and {sizes[1]:,} "
+        f"validation tokens in {out}"
     )
     return meta
