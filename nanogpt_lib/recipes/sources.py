@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from nanogpt_lib.support.cli import OneLineParser
 from nanogpt_lib.support.datasets import read_meta, verify_shards
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.files import file_sha256
+from nanogpt_lib.support.hub import ask_hub, dataset_files
 from nanogpt_lib.support.places import DATA
 from nanogpt_lib.tokenizer import GPT2Tokenizer
 
@@ -143,28 +143,6 @@ def verify(out: Path) -> None:
     print(f"{out}: {verify_shards(out):,} tokens, every shard undamaged")
 
 
-def is_final(error: Exception) -> bool:
-    """Whether asking the hub again is useless: offline by choice, or a 4xx that means no."""
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    return "OfflineMode" in type(error).__name__ or (400 <= status < 500 and status != 429)
-
-
-def ask_hub(question: Callable, attempts: int = 4):
-    """The hub's answer to question(), asked again with growing pauses; else UserError."""
-    for attempt in range(attempts):
-        try:
-            return question()
-        except Exception as error:
-            problem = error
-        if is_final(problem):
-            break
-        if attempt + 1 < attempts:
-            time.sleep(0.5 * 2**attempt)
-    first = (str(problem).strip() or type(problem).__name__).split("\n")[0]
-    advice = "once the hub can be reached, the same command goes on; or give files with --local"
-    raise UserError(f"{first}; {advice}") from problem
-
-
 def hub_source(
     repo: str,
     folder: str,
@@ -181,26 +159,26 @@ def hub_source(
     HF_ENDPOINT, HF_TOKEN and the proxy variables are obeyed; a broken transfer is continued; the
     length and the SHA-256 that the hub lists are compared.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
-    where = dict(revision=revision, repo_type="dataset")
-    tree = ask_hub(
-        lambda: list(HfApi().list_repo_tree(repo, folder or None, recursive=True, **where))
-    )
-    found = sorted((e.path, e) for e in tree if e.path.endswith(suffix))[:files]
-    sizes = {path: entry.size for path, entry in found}
-    sums = {path: entry.lfs.sha256 for path, entry in found if entry.lfs}
+    advice = "once the hub can be reached, the same command goes on; or give files with --local"
+    listed = dataset_files(repo, folder, revision, suffix, advice)[:files]
+    sizes = {entry.path: entry.size for entry in listed}
+    sums = {entry.path: entry.lfs.sha256 for entry in listed if entry.lfs}
 
     def fetch_once(name: str) -> Path:
-        path = Path(hf_hub_download(repo, name, local_dir=downloads, **where))
+        where = dict(revision=revision, repo_type="dataset", local_dir=downloads)
+        path = Path(hf_hub_download(repo, name, **where))
         right = path.stat().st_size == sizes[name]
         if not right or (name in sums and file_sha256(path) != sums[name]):
             path.unlink()
             raise OSError(f"{name}: damaged on the way (length or SHA-256 differs)")
         return path
 
+    def fetch(name: str) -> Path:
+        return ask_hub(lambda: fetch_once(name), advice)
+
     release = (lambda path: None) if keep else (lambda path: path.unlink())
     title = f"{repo}, {folder or 'all of it'}, revision {revision}"
-    listed = list(sizes.items())
-    fetch = lambda name: ask_hub(lambda: fetch_once(name))  # noqa: E731
-    return Source(title, listed, fetch, release, remote=True, sums=sums, column=column)
+    files_and_sizes = list(sizes.items())
+    return Source(title, files_and_sizes, fetch, release, remote=True, sums=sums, column=column)
