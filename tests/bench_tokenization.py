@@ -24,8 +24,7 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "data")]
-from nanogpt_lib.recipes.encoding import encode_gpt2_documents  # noqa: E402
-from nanogpt_lib.recipes.parquet import read_texts  # noqa: E402
+from nanogpt_lib.recipes.parquet import encoded, texts_of  # noqa: E402
 from nanogpt_lib.support.vocabulary import gpt2_encoding  # noqa: E402
 
 
@@ -51,10 +50,10 @@ def theirs(texts: list[str], pool, size: int) -> int:
 
 def ours(path: Path, most: int, size: int) -> int:
     """The recipes' path from the parquet file to the row of tokens."""
-    texts = (text for batch in read_texts(path, path.name) for text in batch)
+    texts = (text for batch in texts_of(path, path.name) for text in batch)
     documents = ((i, text) for i, text in zip(range(most), texts))  # noqa: B905
     row, count = np.empty((size,), dtype=np.uint16), 0
-    for _, tokens in encode_gpt2_documents(documents):
+    for _, tokens in encoded(documents):
         row[count : count + len(tokens)] = tokens
         count += len(tokens)
     return count

@@ -12,7 +12,7 @@ from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.pretrained import GPT2_SIZES
 from nanogpt_lib.sampling import generate, next_token_logits
 from nanogpt_lib.support.errors import UserError
-from nanogpt_lib.support.tokenizer_files import bpe_files, merge_of
+from nanogpt_lib.support.tokenizer_files import gpt2_files, merge_of
 from nanogpt_lib.support.vocabulary import GPT2_FILES
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
 
@@ -132,8 +132,8 @@ def test_lm_eval_measures_the_likelihoods_that_we_compute(exported, gpt2_tokeniz
 # ---- the files
 
 
-def test_the_vocabulary_files_are_openais_byte_for_byte(gpt2_tokenizer):
-    files = bpe_files(gpt2_tokenizer)
+def test_the_vocabulary_files_are_openais_byte_for_byte():
+    files = gpt2_files()
     for ours, theirs in (("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")):
         assert hashlib.sha256(files[ours].encode()).hexdigest() == GPT2_FILES[theirs]
 

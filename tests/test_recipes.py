@@ -184,15 +184,14 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path):
         assert not list(out.glob("*.npy")) and not (out / "meta.json").exists()
 
 
-def test_a_document_of_much_white_space_is_encoded_whole(tmp_path):
+def test_a_run_of_white_space_of_any_length_is_encoded(monkeypatch):
+    monkeypatch.syspath_prepend(str(DATA))
+    from nanogpt_lib.recipes import parquet as recipes
+
     far = "start" + " " * 1_200_000 + "far to the right"  # tiktoken alone panics on this
-    write_parquet(tmp_path / "a.parquet", [far, "short"] * 2)
-    recipe("fineweb.py", "--local", tmp_path, "--out", tmp_path / "out")
-    read = np.concatenate([everything(tmp_path / "out", s) for s in ("val", "train")])
-    eot = GPT2Tokenizer.eot
-    documents = np.split(read, np.flatnonzero(read == eot))[1:]
-    texts = [GPT2Tokenizer().decode(tokens[1:].tolist()) for tokens in documents]
-    assert texts == [far, "short"] * 2
+    for text in ("naïve text", "", "lone \ud800 surrogate", "<|endoftext|>", "\x00\x1b\r\n"):
+        assert recipes.encode_any(text).tolist() == GPT2Tokenizer().encode(text)
+    assert GPT2Tokenizer().decode(recipes.encode_any(far).tolist()) == far
 
 
 def test_a_file_without_a_text_column_and_a_full_disk_are_told_in_words(tmp_path, monkeypatch):
@@ -200,14 +199,13 @@ def test_a_file_without_a_text_column_and_a_full_disk_are_told_in_words(tmp_path
     from nanogpt_lib.recipes import parquet as recipes
     from nanogpt_lib.recipes import sources
 
-    pq.write_table(pa.table({"title": ["a"], "body": ["b"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"content": ["a"]}), tmp_path / "a.parquet")
     source = sources.local_source(tmp_path, "test")
-    columns = r"no column text; give --column, one of \['title', 'body'\]"
-    with pytest.raises(UserError, match=f"a.parquet: {columns}"):
-        list(recipes.read_documents(source, recipes.BEGIN, lambda read: None))
+    with pytest.raises(UserError, match=r"a.parquet: no column text; it has \['content'\]"):
+        list(recipes.documents(source, recipes.BEGIN, lambda read: None))
     big = sources.Source("big", [("a.parquet", 10**15)], lambda name: tmp_path, remote=True)
     with pytest.raises(UserError, match="needed, .* free in .*; choose a larger disk with --out"):
-        recipes.check_disk(big, tmp_path, keep=False, written=0)
+        recipes.check_disk(big, tmp_path, keep=False, done_tokens=0)
     small = tmp_path / "small"
     small.mkdir()
     write_parquet(small / "a.parquet", [f"{i} is a number and no word" for i in range(5000)])

@@ -1,10 +1,15 @@
 """What the sampling program promises."""
 
 import pytest
+import torch
 
 from conftest import program
 from nanogpt_lib import sample
+from nanogpt_lib.huggingface import save_huggingface
+from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.prompts import first_token, prompt_tokens, read_prompt
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
 
 
 def run(capsys, *args) -> str:
@@ -32,9 +37,10 @@ def test_a_prompt_can_come_from_a_file(tiny_run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--prompt", ""], "the prompt is empty"),
-        (["--prompt", "the " * 100], "the prompt has 400 tokens, over the context of 32"),
+        (["--prompt", "the ß"], "--prompt: character 'ß' is not among the"),
         (["--prompt", "FILE:nowhere.txt"], "FILE:nowhere.txt: cannot be read"),
+        (["--prompt", "FILE:"], "FILE:: cannot be read"),
+        (["--prompt", "the", "--temperature", "nan"], "--temperature"),
         (["--prompt", "the", "--checkpoint", "no/such/run"], "no/such/run"),
         (["--prompt", "the", "--top-p", "0"], "--top-p"),
         (["--prompt", "the", "--num-samples", "0"], "at least 1"),
@@ -50,3 +56,95 @@ def test_the_program_exits_with_one_line_and_status_1(tmp_path):
     done = program("sample.py", "--checkpoint", tmp_path, cwd=tmp_path)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("sample.py: ") and done.stderr.count("\n") == 1
+
+
+# ---- prompts as people type them
+
+
+def hugging_face(folder, tokenizer, save_tokenizer=True) -> str:
+    """A tiny random model with a tokenizer, as a Hugging Face folder."""
+    torch.manual_seed(0)
+    shape = dict(block_size=16, n_layer=1, n_head=1, n_embd=8)
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape))
+    given = tokenizer if save_tokenizer else None
+    save_huggingface(folder, vars(model.config), model.state_dict(), given)
+    return str(folder)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tiny_run, tmp_path, capsys):
+    file = tmp_path / "bom.txt"
+    file.write_bytes("\ufeffThe ".encode())
+    flags = ["--checkpoint", tiny_run, "--num-samples", 1, "--temperature", 0]
+    assert run(capsys, *flags, "--prompt", f"FILE:{file}") == run(
+        capsys, *flags, "--prompt", "The "
+    )
+    assert read_prompt("\ufeffThe ") == "The "
+    file.write_bytes("The ".encode("utf-16"))
+    with pytest.raises(UserError, match=r"cannot be read as UTF-8 text") as error:
+        read_prompt(f"FILE:{file}")
+    assert "\n" not in str(error.value)
+
+
+def test_endoftext_in_a_prompt_is_the_token_by_its_name():
+    quiet: list[str] = []
+    assert prompt_tokens(GPT2Tokenizer(), "<|endoftext|>The", 16, quiet.append) == [50256, 464]
+    assert quiet == []
+
+
+def test_an_empty_prompt_samples_from_nothing_and_says_where_it_begins(tmp_path, tiny_run, capsys):
+    gpt2 = hugging_face(tmp_path / "gpt2", GPT2Tokenizer())
+    sample.main(["--checkpoint", gpt2, "--device", "cpu", "--num-samples", "1"])
+    printed = capsys.readouterr()
+    assert "no prompt: the text begins after '<|endoftext|>'" in printed.err
+    assert printed.out.startswith("--- sample 1\n") and "<|endoftext|>" not in printed.out
+    sample.main(["--checkpoint", str(tiny_run), "--device", "cpu", "--prompt", ""])
+    assert "no prompt: the text begins after " in capsys.readouterr().err
+
+
+def test_without_a_newline_the_first_character_begins_also_in_chinese(tmp_path, capsys):
+    chinese = CharTokenizer("天地玄黄宇宙洪荒日月盈昃辰宿列张")
+    assert first_token(chinese) == 0 and first_token(CharTokenizer("ab\n")) == 0
+    assert first_token(CharTokenizer("\tab\n")) == 1  # the newline, wherever it stands
+    folder = hugging_face(tmp_path, chinese)
+    out = run(capsys, "--checkpoint", folder, "--num-samples", 1, "--max-new-tokens", 5)
+    assert out.startswith(f"--- sample 1\n{chinese.characters[0]}") and len(out.strip()) == 13 + 6
+
+
+def test_of_a_prompt_over_the_context_the_end_is_taken_and_that_is_said(tiny_run, capsys):
+    flags = ["--checkpoint", str(tiny_run), "--device", "cpu", "--num-samples", "1"]
+    sample.main([*flags, "--temperature", "0", "--prompt", "the " * 100])
+    long = capsys.readouterr()
+    assert "the prompt has 400 tokens; the model sees the last 32" in long.err
+    sample.main([*flags, "--temperature", "0", "--prompt", "the " * 8])
+    assert capsys.readouterr().out == long.out
+
+
+def test_a_million_spaces_are_a_prompt_like_any_other(tmp_path, capsys):
+    file = tmp_path / "spaces.txt"
+    file.write_text(" " * 1_000_000)
+    folder = hugging_face(tmp_path / "gpt2", GPT2Tokenizer())
+    flags = ["--checkpoint", folder, "--num-samples", "1", "--max-new-tokens", "3"]
+    sample.main([*flags, "--device", "cpu", "--prompt", f"FILE:{file}"])
+    assert "the prompt has 1,000,000 tokens; the model sees the last 16" in capsys.readouterr().err
+
+
+def test_a_model_whose_tokenizer_is_not_known_gets_no_words(tmp_path, capsys):
+    folder = hugging_face(tmp_path, CharTokenizer("abc"), save_tokenizer=False)
+    with pytest.raises(UserError, match=r"no tokenizer; put .* or characters.json"):
+        sample.main(["--checkpoint", folder, "--device", "cpu"])
+    (tmp_path / "characters.json").write_text('"abc"')
+    assert run(capsys, "--checkpoint", folder, "--prompt", "ab").startswith("--- sample 1\nab")
+
+
+def test_what_the_terminal_cannot_show_does_not_end_the_program(tmp_path, monkeypatch):
+    chinese = hugging_face(tmp_path / "hf", CharTokenizer("天地玄黄\n"))
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = program("sample.py", "--checkpoint", chinese, "--prompt", "天")
+    assert done.returncode == 0 and done.stdout.startswith("--- sample 1\n?"), done.stderr
+
+
+def test_the_source_is_said_on_stderr_and_the_text_alone_on_stdout(tiny_run, tmp_path):
+    done = program("sample.py", "--checkpoint", tiny_run, "--prompt", "The ", "--num-samples", 1)
+    assert done.returncode == 0 and done.stdout.startswith("--- sample 1\nThe ")
+    assert done.stderr.startswith(f"{tiny_run}: our checkpoint step_000006, ")
+    assert done.stderr.count("\n") == 1

@@ -5,11 +5,12 @@ A tokenizer travels here as its description, the dict that `describe()` in token
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.huggingface import OPENAI, find_file
-from nanogpt_lib.support.vocabulary import GPT2_FILES
+from nanogpt_lib.support.vocabulary import GPT2_FILES, gpt2_encoding
 
 TOKENS = 50257  # GPT-2's
 PADDED = 50304  # the rows that nanoGPT and build-nanogpt give them
@@ -32,9 +33,11 @@ def merge_of(token: bytes, ids: dict[bytes, int]) -> tuple[bytes, bytes]:
     return parts[0], parts[1]
 
 
-def bpe_files(tokenizer) -> dict[str, str]:
-    """vocab.json and merges.txt of a GPT2Tokenizer, byte for byte as OpenAI published them."""
-    tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.eot)]
+@cache
+def gpt2_files() -> dict[str, str]:
+    """vocab.json and merges.txt of GPT-2, byte for byte as OpenAI published them."""
+    encoding = gpt2_encoding()
+    tokens = [encoding.decode_single_token_bytes(i) for i in range(TOKENS - 1)]
     ids = {token: i for i, token in enumerate(tokens)}
     # in these files every byte is a character that can be seen: itself, or one from U+0100 on
     seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -44,7 +47,7 @@ def bpe_files(tokenizer) -> dict[str, str]:
     def show(token: bytes) -> str:
         return "".join(shown[b] for b in token)
 
-    vocab = {show(token): i for i, token in enumerate(tokens)} | {"<|endoftext|>": tokenizer.eot}
+    vocab = {show(token): i for i, token in enumerate(tokens)} | {"<|endoftext|>": TOKENS - 1}
     merges = [" ".join(map(show, merge_of(token, ids))) for token in tokens[256:]]
     return {
         "vocab.json": json.dumps(vocab),
@@ -76,7 +79,7 @@ def tokenizer_files(tokenizer, block_size: int) -> dict[str, str]:
             str(tokenizer.special[name]): {"content": name, "special": True, **tokens}
             for name in added
         }
-    files = bpe_files(tokenizer) if bpe else char_files(tokenizer)
+    files = gpt2_files() if bpe else char_files(tokenizer)
     return files | {"tokenizer_config.json": json.dumps(about, indent=2) + "\n"}
 
 
