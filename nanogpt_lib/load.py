@@ -54,12 +54,11 @@ def load_model(
     crop_block_size(config, state, changes.pop("block_size", config["block_size"]))
     try:
         model = GPT(GPTConfig(**{**config, **changes}))
-    except TypeError as error:  # a field that this version does not have
-        raise UserError(f"{source}: its model has other settings than ours ({error})") from error
-    try:
         load_weights(model, state, config["vocab_size"])
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
+    except (TypeError, ValueError, KeyError, AssertionError) as error:  # a setting we do not have
+        raise UserError(f"{source}: cannot be built here ({error!r})") from error
     say(f"{source}: {about}")
     return model, tokenizer
 

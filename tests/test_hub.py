@@ -82,9 +82,9 @@ def hub(folder):
 def ask(hub, home: Path, *sources: str) -> list[str]:
     """Load checkpoints in a process of its own that believes `hub` is the hub."""
     code = (
-        "import sys\nfrom nanogpt_lib.pretrained import UserError, load_pretrained\n"
+        "import sys\nfrom nanogpt_lib import UserError, load_model\n"
         "for source in sys.argv[1:]:\n"
-        "    try: print(len(load_pretrained(source)[1]))\n"
+        "    try: print(len(load_model(source, say=lambda line: None)[0].state_dict()))\n"
         "    except UserError as error: print(error)\n"
     )
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "NANOGPT_"))}
@@ -103,14 +103,13 @@ def ask(hub, home: Path, *sources: str) -> list[str]:
 def test_a_hub_name_is_downloaded_once_and_then_found_without_the_hub(hub, tmp_path):
     loaded, missing = ask(hub, tmp_path / "home", "someone/gpt", "someone/nothing")
     assert loaded == "29"  # 2 tables, 2 blocks of 12, 2 of ln_f, the tied head
-    assert missing.startswith("someone/nothing: config.json could not be downloaded (404")
+    assert missing.startswith("no folder or file someone/nothing here; and as a name on the hub: ")
+    assert "someone/nothing: config.json could not be downloaded (404" in missing
     for hub.mode in ("dead", "deaf"):  # hangs up, never answers
         hub.asked[:] = []
         cached, unknown = ask(hub, tmp_path / "home", "someone/gpt", "someone/else")
         assert cached == "29"
-        assert unknown.startswith(
-            "someone/else: not in the local cache and the hub cannot be reached"
-        )
+        assert "someone/else: not in the local cache and the hub cannot be reached" in unknown
         tries = [path for path in hub.asked if "someone/else" in path]
         assert len(tries) == 1  # huggingface_hub alone tries six times, for half a minute
     assert not hub.patience.is_set()  # it was given up, HF_HUB_ETAG_TIMEOUT is obeyed
@@ -122,8 +121,24 @@ def test_a_broken_or_stalled_download_is_an_error_and_leaves_nothing_half_cached
 ):
     hub.mode = fault  # half the file, then the end or silence; what is asked next is refused
     (line,) = ask(hub, tmp_path / "home", "someone/gpt")
-    assert line.startswith("someone/gpt: model.safetensors could not be downloaded")
+    assert "someone/gpt: model.safetensors could not be downloaded" in line
     assert not hub.patience.is_set()  # it gave up by itself, HF_HUB_DOWNLOAD_TIMEOUT is obeyed
     assert not list((tmp_path / "home").glob("**/snapshots/*/model.safetensors"))
     hub.mode = "whole"
     assert ask(hub, tmp_path / "home", "someone/gpt") == ["29"]
+
+
+def test_the_tokenizer_of_a_hub_repository_is_judged_by_its_files_too(hub, folder, tmp_path):
+    (folder / "vocab.json").write_text('{"a": 0}')
+    (folder / "merges.txt").write_text("a b\n")
+    for hub.mode in ("whole", "dead"):  # from the hub, then from the cache
+        (line,) = ask(hub, tmp_path / "home", "someone/gpt")
+        assert line.endswith(
+            "merges.txt: not GPT-2's tokenizer, whose ids would stand for other words"
+        )
+
+
+def test_an_answer_of_the_hub_is_believed_for_all_files_of_a_repository(hub, tmp_path):
+    hub.mode = "dead"
+    lines = ask(hub, tmp_path / "home", "someone/gpt", "someone/gpt")
+    assert len(lines) == 2 and len(hub.asked) == 1

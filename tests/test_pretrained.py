@@ -158,6 +158,10 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
         ({"vocab_size": 62}, "wte does not have the shape"),
+        ({"n_positions": 17}, "wpe does not have the shape"),
+        ({"n_layer": 3}, "the weights have 2 blocks, its config promises 3"),
+        ({"n_head": 3}, "n_embd 16 cannot be divided by n_head 3"),
+        ({"n_inner": 32}, "n_inner is 32"),
     ],
 )
 def test_a_model_we_do_not_compute_is_refused(folder, change, message):
@@ -174,6 +178,10 @@ def test_missing_and_broken_pieces_are_named(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="part ../outside of the checkpoint is missing"):
         load_pretrained(str(folder))
+    for damaged in ("{", "[]", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', "{}"):
+        (folder / "model.safetensors.index.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"index.json: damaged, not an index of parts"):
+            load_pretrained(str(folder))
     (folder / "model.safetensors.index.json").unlink()
     with pytest.raises(UserError, match=r"no weights here \(looked for model.safetensors, "):
         load_pretrained(str(folder))
@@ -182,4 +190,13 @@ def test_missing_and_broken_pieces_are_named(folder):
         load_pretrained(str(folder))
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match="no config.json"):
+        load_pretrained(str(folder))
+
+
+def test_a_tensor_that_is_no_matrix_is_refused(folder):
+    tensors = read_tensors(folder / "model.safetensors")
+    tensors["transformer.h.0.attn.c_attn.weight"] = torch.zeros(2, 3, 4)
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"h.0.attn.c_attn.weight is no matrix"):
         load_pretrained(str(folder))

@@ -11,7 +11,7 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from nanogpt_lib.support.errors import UserError
-from nanogpt_lib.support.huggingface import check_sizes, checked_shape, plain_name
+from nanogpt_lib.support.huggingface import check_sizes, checked_shape, plain_name, quiet
 
 
 class Holder:
@@ -32,7 +32,7 @@ def unpickle(path: Path):
     except Exception:  # not a zip file, so of a PyTorch before 1.6, or damaged: the next line tells
         unknown = []
     try:
-        with safe_globals([(Holder, name) for name in unknown]):
+        with safe_globals([(Holder, name) for name in unknown]), quiet():
             return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         first = str(error).split("\n")[0]

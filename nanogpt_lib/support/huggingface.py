@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -42,12 +43,18 @@ def find_file(source: str, filename: str, optional: bool = False) -> Path | None
     return hub_file(repo, filename, optional)
 
 
+def quiet() -> warnings.catch_warnings:
+    """A context without PyTorch's warnings about old or odd pickles: what matters is an error."""
+    return warnings.catch_warnings(action="ignore")
+
+
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Load a .safetensors or PyTorch file without ever unpickling code."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        with quiet():
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         first = str(error).split("\n")[0]
         raise UserError(f"{path}: not a whole checkpoint file ({first})") from error
