@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from nanogpt_lib import load
+from nanogpt_lib import load, score
 from nanogpt_lib.huggingface import save_huggingface
 from nanogpt_lib.load import load_model, recorded_model
 from nanogpt_lib.model import GPT, GPTConfig
@@ -263,6 +263,16 @@ def test_rows_without_a_token_are_padding_and_a_token_without_a_row_is_said(tmp_
     assert same_tokenizer(tokenizer, GPT2Tokenizer()) and "without <|pad|>: " in line
     write_bpe(folder, **{"added_tokens.json": '{"<|pad|>": 50300}'})
     assert "not numbered from 50257 on" in refusal(folder)
+
+
+@pytest.mark.parametrize("rows", [50257, 61])
+def test_a_score_with_a_tokenizer_that_is_not_gpt2s_is_never_printed(tmp_path, capsys, rows):
+    folder = write_folder(tmp_path, small(rows))
+    if rows == 50257:  # else no file says what the tokens mean
+        write_bpe(folder, **{"vocab.json": reversed_vocab()})
+    with pytest.raises(UserError, match="tokenizer"):
+        score.main(["--checkpoint", str(folder), "--device", "cpu"])
+    assert capsys.readouterr().out == ""
 
 
 def test_our_own_export_of_characters_is_read_back(tmp_path):
