@@ -1,16 +1,16 @@
 """log.jsonl: one JSON object per line with a checksum, read back whole after a crash."""
 
 import json
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.files import write_atomically
 
 
 def log_line(record: dict) -> str:
-    """A record as a line of the log; its last entry is a CRC-32 of what stands before it."""
+    """A record as a line of the log; its last entry is a CRC-32 of the text before it."""
     text = json.dumps(record)
     return f'{text[:-1]}, "crc": {zlib.crc32(text.encode())}}}\n'
 
@@ -27,10 +27,10 @@ def read_record(line: str) -> tuple[dict, bool]:
 
 
 def read_log(path: str | Path) -> list[dict]:
-    """All records of a log.jsonl, in order. A last line cut short by a crash is left out.
+    """All records of a log.jsonl, in order. A last line that a crash cut short is left out.
 
     Raises UserError for a missing file, a damaged line elsewhere, or a line that has lost its
-    checksum (a log written by other hands has none at all).
+    checksum (a log that another program wrote has none at all).
     """
     path = Path(path)
     if not path.is_file():
@@ -53,6 +53,26 @@ def read_log(path: str | Path) -> list[dict]:
     return records
 
 
+def read_lecture_log(path: str | Path) -> list[dict]:
+    """Records of a log.txt as build-nanogpt writes it (`step stream value`), in our form.
+
+    Its training line of step s is the loss of update s + 1. A last line without its newline, which
+    may still be being written, is left out. Raises UserError for a missing file or a damaged line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such log")
+    names, records = {"train": "train_loss", "val": "val_loss", "hella": "hellaswag"}, []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    for number, line in enumerate(lines, 1):
+        try:
+            step, stream, value = line.split()
+            records.append({"step": int(step) + (stream == "train"), names[stream]: float(value)})
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{path} line {number}: not `step train|val|hella value`") from error
+    return records
+
+
 def external_logger(kind: str, out: str | Path, settings: dict) -> Callable[[int, dict], None]:
     """A function (step, values) that also sends the numbers to TensorBoard or Weights & Biases.
 
@@ -71,44 +91,57 @@ def external_logger(kind: str, out: str | Path, settings: dict) -> Callable[[int
     except ImportError as error:
         raise UserError(f"--logger {kind}: not installed (pip install {kind})") from error
 
-    def board(step: int, values: dict) -> None:
+    def to_tensorboard(step: int, values: dict) -> None:
         for name, value in values.items():
             if isinstance(value, int | float):
                 writer.add_scalar(name, value, step)
         writer.flush()
 
-    def site(step: int, values: dict) -> None:
+    def to_wandb(step: int, values: dict) -> None:
         run.log({name: v for name, v in values.items() if v is not None}, step=step)
 
-    return {"tensorboard": board, "wandb": site}.get(kind, lambda step, values: None)
+    senders = {"tensorboard": to_tensorboard, "wandb": to_wandb}
+    return senders.get(kind, lambda step, values: None)
+
+
+def records_until(path: Path, step: int) -> list[dict]:
+    """The records that still hold when a run resumes at this step.
+
+    Training records of later steps describe updates that are done again. So do evaluations from
+    this step on: a run saves before it evaluates.
+    """
+    kept = []
+    for record in read_log(path) if path.exists() else []:
+        last = step if "train_loss" in record else step - 1
+        if record["step"] <= last:
+            kept.append(record)
+    return kept
 
 
 class RunLog:
     """Append records to log.jsonl, one JSON object per line, flushed at once.
 
     A new run never writes over a log: raises UserError if there is one. Opened for a run that
-    resumes at `resume_step`, it first drops what came after: the training records of later steps,
-    and evaluations from that step on, which the run does again.
+    resumes at `resume_step`, it first drops what `records_until` leaves out. `also` is called with
+    (step, values) of every record, see `external_logger`.
     """
 
-    def __init__(self, path: str | Path, resume_step: int | None = None, also=None):
+    def __init__(
+        self,
+        path: str | Path,
+        resume_step: int | None = None,
+        also: Callable[[int, dict], None] | None = None,
+    ):
         self.path = Path(path)
         self.also = also or external_logger("none", "", {})
-        if resume_step is None:
-            try:
-                self.file = open(self.path, "x", encoding="utf-8")  # noqa: SIM115
-            except FileExistsError as error:
-                raise UserError(f"{path}: holds a log already; resume, or another --out") from error
-            return
-        kept = []
-        for record in read_log(self.path) if self.path.exists() else []:
-            last = resume_step if "train_loss" in record else resume_step - 1
-            if record["step"] <= last:
-                kept.append(log_line(record))
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self.path)
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+        if resume_step is not None:
+            lines = [log_line(record) for record in records_until(self.path, resume_step)]
+            write_atomically(self.path, "".join(lines).encode("utf-8"))
+        mode = "x" if resume_step is None else "a"
+        try:
+            self.file = open(self.path, mode, encoding="utf-8", newline="\n")  # noqa: SIM115
+        except FileExistsError as error:
+            raise UserError(f"{path}: holds a log already; resume, or another --out") from error
 
     def write(self, step: int, **values) -> None:
         """Append one record; raises UserError if the disk is full."""
