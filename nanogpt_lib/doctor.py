@@ -69,9 +69,11 @@ def symptoms(records: list[dict], vocab_size: int | None = None) -> list[str]:
             break
     if steps != list(range(steps[0], steps[0] + len(steps))):
         found.append(f"steps missing or repeated: {len(steps)} records up to step {steps[-1]}")
-    _, validation = series(records, "val_loss")
-    if len(validation) > 1 and (gap := validation[-1] - trend[-1]) > 0.3:
-        found.append(f"validation loss is {gap:.2f} above training: it learns by heart")
+    at, validation = series(records, "val_loss")
+    if len(validation) > 1:
+        then = dict(zip(steps, trend, strict=True)).get(at[-1], trend[-1])  # training, at that step
+        if (gap := validation[-1] - then) > 0.3:
+            found.append(f"validation loss is {gap:.2f} above training: it learns by heart")
     _, rates = series(records, "tokens_per_sec")
     early, late = rates[: len(rates) // 2], rates[-(len(rates) // 10) :]
     if len(rates) >= 20 and median(late) < 0.7 * median(early):

@@ -9,7 +9,6 @@ from nanogpt_lib.device import autocast
 from nanogpt_lib.distributed import all_reduce_sum
 from nanogpt_lib.model import GPT
 from nanogpt_lib.shards import TokenStream
-from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.evaluating import evaluating
 from nanogpt_lib.support.processes import World
 
@@ -29,10 +28,8 @@ def validation_loss(
 
     Always the same windows: they are dealt to the processes like cards, and their losses summed, so
     neither the number of processes nor the batch size changes the result. A stream shorter than
-    `tokens` is used whole. One of a single token has nothing to predict: UserError.
+    `tokens` is used whole.
     """
-    if len(stream) < 2:
-        raise UserError("the validation split has fewer than two tokens: nothing to predict")
     device = torch.device(device)
     T = min(model.config.block_size, len(stream) - 1)
     windows = max(1, min(tokens, len(stream) - 1) // T)

@@ -4,8 +4,6 @@ Exported from notebooks/10_results.ipynb; edit the notebook, not this file.
 """
 
 
-
-
 def series(records: list[dict], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of one column: train_loss, val_loss, hellaswag, lr, grad_norm, …"""
     pairs = [(r["step"], r[name]) for r in records if r.get(name) is not None]

@@ -5,12 +5,16 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from conftest import ROOT, subprocess
+from nanogpt_lib import evaluation
 from nanogpt_lib.evaluation import validation_loss
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.shards import TokenStream
+from nanogpt_lib.support.processes import World
 
 CONFIG = dict(block_size=16, n_layer=1, n_head=2, n_embd=16)
 
@@ -26,12 +30,12 @@ def model(val):
     return GPT(GPTConfig(vocab_size=val.vocab_size, **CONFIG))
 
 
-def plain_loop(model, stream, windows):
-    """Mean over windows of 16 tokens, one at a time, with PyTorch's own cross entropy."""
+def plain_loop(model, stream, windows, T=16):
+    """Mean over windows of T tokens, one at a time, with PyTorch's own cross entropy."""
     losses = []
     with torch.no_grad():
         for w in range(windows):
-            row = torch.from_numpy(stream.read(16 * w, 17))
+            row = torch.from_numpy(stream.read(T * w, T + 1))
             logits = model(row[None, :-1])[0][0]
             losses.append(F.cross_entropy(logits, row[1:]).item())
     return float(np.mean(losses))
@@ -42,9 +46,42 @@ def test_it_equals_a_plain_loop_over_the_windows(model, val):
     assert ours == pytest.approx(plain_loop(model, val, 40), abs=1e-5)
 
 
-def test_any_batch_size_gives_the_same_loss(model, val):
-    losses = [validation_loss(model, val, tokens=16 * 37, batch_size=b) for b in (1, 5, 37, 64)]
-    assert max(losses) - min(losses) < 1e-6
+class Numbers:
+    """A stream of given tokens."""
+
+    def __init__(self, count, vocab_size):
+        self.tokens = np.random.default_rng(count).integers(vocab_size, size=count)
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def read(self, start, count):
+        assert start + count <= len(self)
+        return self.tokens[start : start + count]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    length=st.integers(2, 400),
+    tokens=st.integers(1, 500),
+    batch_size=st.integers(1, 40),
+    size=st.integers(1, 9),
+)
+def test_any_batch_size_and_world_size_give_the_mean_over_the_windows(
+    model, val, length, tokens, batch_size, size
+):
+    """Short streams, fewer windows than processes, a last batch that is not full."""
+    stream, shares = Numbers(length, val.vocab_size), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "all_reduce_sum", lambda v, *_: shares.append(v) or [1.0, 1.0])
+        for rank in range(size):
+            world = World(rank=rank, size=size)
+            validation_loss(model, stream, tokens=tokens, batch_size=batch_size, world=world)
+    total, count = (sum(values) for values in zip(*shares, strict=True))
+    T = min(16, length - 1)
+    windows = max(1, min(tokens, length - 1) // T)
+    assert count == windows * T
+    assert total / count == pytest.approx(plain_loop(model, stream, windows, T), abs=1e-5)
 
 
 def test_it_repeats_bit_for_bit_and_leaves_the_model_as_it_was(model, val):
@@ -57,6 +94,14 @@ def test_it_repeats_bit_for_bit_and_leaves_the_model_as_it_was(model, val):
     model.eval()
     validation_loss(model, val, **how)
     assert not model.training
+
+
+def test_the_mode_is_restored_after_an_exception(model, val, monkeypatch):
+    model.train()
+    monkeypatch.setattr(val, "read", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        validation_loss(model, val, tokens=320, batch_size=4)
+    assert all(module.training for module in model.modules())
 
 
 def test_dropout_is_off_while_it_measures(val):
