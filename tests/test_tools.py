@@ -69,6 +69,13 @@ def test_exported_module_reads_like_a_hand_written_one(tmp_path):
     assert export.main(["--root", str(tmp_path), "--check"]) == 0
 
 
+def test_a_module_without_imports_is_formatted_as_well(tmp_path):
+    notebook(tmp_path, "01_a.ipynb", *HEAD, "#| export\ndef f(x):\n    return x")
+    assert export.main(["--root", str(tmp_path)]) == 0
+    text = (tmp_path / "nanogpt_lib/toy.py").read_text(encoding="utf-8")
+    assert text.endswith('Shapes: B.\n"""\n\n\ndef f(x):\n    return x\n')
+
+
 def export_cells(folder: Path, *chapters: tuple[str, ...], upto: int = 99) -> str:
     """Export chapters 01, 02, … of the given cells; return the module toy."""
     for number, cells in enumerate(chapters, start=1):

@@ -126,7 +126,8 @@ def render(name: str, module: Module, quote: str) -> str:
     if any('__name__ == "__main__"' in body for body in module.bodies):
         parts.append(GUARD)
     body = "\n\n\n".join(module.bodies)
-    parts.append(render_imports(used_imports(module.imports, body, where)) + "\n")
+    if imports := render_imports(used_imports(module.imports, body, where)):
+        parts.append(imports + "\n")
     gap = "\n\n" if body.startswith(("def ", "class ", "@")) else "\n"  # as formatters do
     text = "\n".join(parts) + gap + body + "\n"
     if missing := undefined_names(text):
