@@ -1,22 +1,34 @@
-"""What a training run can be told: TrainConfig, the named presets, and the command line.
+"""The settings of a training run: what can be set, the plain defaults, and the named presets.
 
-This is the ground floor of the library; it imports nothing of it.
+The plain defaults are GPT-2's (124M); a preset changes them only where it is named on the command
+line (arguments.py).
 """
 
-import argparse
-import dataclasses
-import sys
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
-from nanogpt_lib.support.cli import OneLineParser
 from nanogpt_lib.support.errors import UserError
-from nanogpt_lib.support.files import read_sealed
 
 
-def option(default, help: str, choices: tuple[str, ...] | None = None):
-    """A dataclass field that carries its own help text (and choices) for the command line."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+@dataclass(frozen=True)
+class Need:
+    """What another setting must be for this one to have an effect: in words, and as a test."""
+
+    words: str
+    met: Callable[["TrainConfig"], bool]
+
+
+MUON = Need("--optimizer muon", lambda config: config.optimizer == "muon")
+HELLASWAG = Need("--hellaswag-every greater than 0", lambda config: config.hellaswag_every > 0)
+
+
+def option(default, help: str, choices: tuple[str, ...] | str | None = None, need=None):
+    """A field that the command line can set: help text with the unit, choices, what it needs.
+
+    `choices` as a string names a registry of choices.py.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "need": need})
 
 
 @dataclass
@@ -25,15 +37,20 @@ class TrainConfig:
 
     # where
     data: str = option(
-        "data/pydocs", "folder with token shards and meta.json (python data/NAME.py)"
+        "data/fineweb", "folder with token shards and meta.json (python data/NAME.py makes it)"
     )
-    out: str = option("runs/quickstart", "run directory: log, checkpoints, samples, plot")
+    out: str = option("runs/unnamed", "run directory: log, checkpoints, samples, plot")
     seed: int = option(1337, "seed of the initialisation, the shuffle, dropout and the samples")
     resume: bool = option(False, "continue the run in --out from its newest whole checkpoint")
     auto_resume: bool = option(
         False, "the same if --out holds a run, else begin one (for --max-restarts and Slurm)"
     )
     init_from: str = option("scratch", "scratch, gpt2, gpt2-medium/-large/-xl, a folder, or a run")
+    eval_only: bool = option(
+        False,
+        "print the validation loss (and HellaSwag, with --hellaswag-every 1) of --init-from or of "
+        "the run in --out (--resume), and end; nothing is trained or written",
+    )
     # how it computes
     device: str = option("auto", "auto, cpu, cuda or mps", ("auto", "cpu", "cuda", "mps"))
     dtype: str = option(
@@ -44,11 +61,12 @@ class TrainConfig:
     compile: str = option("auto", "torch.compile; auto: on for CUDA", ("auto", "on", "off"))
     parallel: str = option(
         "ddp",
-        "several processes: ddp, every one holds the whole model, 16 bytes per parameter; or fsdp, "
-        "each holds a share, for a model that does not fit one card; either resumes the other",
+        "several processes: ddp, each holds the whole model and the optimizer's state; or fsdp, "
+        "each holds a share (with AdamW), for a model that does not fit one card",
         ("ddp", "fsdp"),
     )
     # model
+    model: str = option("gpt2", "kind of model", "MODELS")
     n_layer: int = option(12, "transformer blocks")
     n_head: int = option(12, "attention heads per block")
     n_embd: int = option(768, "channels of the residual stream")
@@ -60,26 +78,38 @@ class TrainConfig:
     )
     attention: str = option("sdpa", "attention kernel; sdpa is PyTorch's", ("sdpa", "manual"))
     # batch and schedule
-    batch_size: int = option(64, "rows per micro-batch and process: as many as fit in memory")
+    batch_size: int = option(
+        64,
+        "most rows per micro-batch and process that fit in memory; fewer are taken where the "
+        "tokens of a step ask for it",
+    )
     total_batch_size: int = option(524288, "tokens per optimizer step, over all processes")
     max_steps: int = option(19073, "optimizer steps")
-    learning_rate: float = option(6e-4, "peak learning rate, reached after the warm-up")
-    min_lr: float = option(6e-5, "learning rate at the end of the cosine")
+    optimizer: str = option(
+        "adamw",
+        "adamw for all parameters, or muon for the blocks' matrices and adamw for the rest",
+        "OPTIMIZERS",
+    )
+    schedule: str = option("cosine", "learning rate over the steps, after the warm-up", "SCHEDULES")
+    learning_rate: float = option(6e-4, "peak learning rate (AdamW's), reached after the warm-up")
+    min_lr: float = option(6e-5, "learning rate at the end of the schedule")
     muon_learning_rate: float = option(
-        0.0, "peak learning rate of the blocks' matrices under Muon (0: AdamW for all)"
+        0.02, "peak learning rate of Muon's matrices, on the same schedule", need=MUON
     )
     warmup_steps: int = option(715, "steps of linear warm-up")
-    weight_decay: float = option(0.1, "AdamW weight decay, on matrices only")
-    beta1: float = option(0.9, "AdamW: decay of the gradient's running mean")
-    beta2: float = option(0.95, "AdamW: decay of the squared gradient's running mean")
+    weight_decay: float = option(
+        0.1, "decoupled weight decay of all matrices, times the learning rate"
+    )
+    beta1: float = option(0.9, "decay of the gradient's running mean (AdamW's and Muon's)")
+    beta2: float = option(0.95, "decay of the squared gradient's running mean (AdamW's)")
     grad_clip: float = option(1.0, "largest gradient norm (0: no clipping)")
     shuffle: bool = option(True, "visit the windows of each epoch in a seeded random order")
     verify_data: bool = option(True, "compare the shards with their SHA-256 before the first step")
     skip_bad_steps: int = option(
         0,
-        "leave out up to so many updates in a row whose loss or gradient is not finite, then stop",
+        "skip up to so many updates in a row whose loss or gradient is not finite, then stop",
     )
-    # watching
+    # evaluation, checkpoints, samples
     eval_every: int = option(250, "steps between validation losses (0: only at the end)")
     eval_tokens: int = option(10_485_760, "validation tokens per evaluation, always the same ones")
     save_every: int = option(1000, "steps between checkpoints (0: only at the end)")
@@ -91,15 +121,25 @@ class TrainConfig:
     sample_prompt: str = option("Hello, I'm a language model,", "prompt of the samples")
     hellaswag_every: int = option(0, "steps between HellaSwag scores (0: never)")
     hellaswag_data: str = option(
-        "data/hellaswag/val.jsonl", "items made by python data/hellaswag.py"
+        "data/hellaswag/val.jsonl", "items made by python data/hellaswag.py", need=HELLASWAG
     )
     log_every: int = option(10, "steps between lines on the terminal (log.jsonl has every step)")
     logger: str = option("none", "also log to this", ("none", "tensorboard", "wandb"))
 
+    # which of them were asked for; not a setting
+    preset: str | None = None
+    flags: frozenset[str] = frozenset()
 
-GPT2_124M = dict(
-    data="data/fineweb", eval_every=250, save_every=1000, sample_every=250, hellaswag_every=250
-)
+    @property
+    def asked_for(self) -> set[str]:
+        """Names of the settings that the preset or a flag has set; the others are as they were."""
+        return {*self.flags, *PRESETS.get(self.preset, {})}
+
+
+OPTIONS = {f.name: f for f in fields(TrainConfig) if f.metadata}
+OF_A_START = ("resume", "auto_resume", "eval_only")  # how one start is made: not kept with the run
+
+GPT2_124M = dict(data="data/fineweb", hellaswag_every=250)  # the rest: the plain defaults
 
 # Sizes: GPT-2 paper, table 2. Peak learning rates: GPT-3 paper, table 2.1 (floor: a tenth).
 PRESETS: dict[str, dict] = {
@@ -108,19 +148,19 @@ PRESETS: dict[str, dict] = {
         n_layer=4, n_head=4, n_embd=256, block_size=64, bias=False, vocab_multiple=1,
         attention="manual",  # on a CPU in bfloat16 SDPA's backward pass takes longer
         batch_size=16, total_batch_size=16 * 64, max_steps=1200,
-        learning_rate=4e-3, min_lr=1e-4, muon_learning_rate=0.03, warmup_steps=20,
-        weight_decay=0.0,
+        optimizer="muon", learning_rate=4e-3, min_lr=1e-4, muon_learning_rate=0.03,
+        warmup_steps=20, weight_decay=0.0,
         eval_every=200, eval_tokens=65_536, save_every=400, sample_every=400,
         sample_prompt="The ", sample_tokens=200, log_every=100,
     ),
-    # the model the chapters look into (notebooks/recorded): quickstart's kind, a longer context
+    # the model that the chapters look into (notebooks/recorded): as quickstart, a longer context
     "recorded": dict(
         data="data/pydocs", out="runs/recorded",
         n_layer=4, n_head=4, n_embd=256, block_size=256, bias=False, vocab_multiple=1,
         attention="manual", dropout=0.1,
         batch_size=8, total_batch_size=8 * 256, max_steps=6000,
-        learning_rate=3e-3, min_lr=1e-4, muon_learning_rate=0.02, warmup_steps=100,
-        weight_decay=0.1,
+        optimizer="muon", learning_rate=3e-3, min_lr=1e-4, muon_learning_rate=0.02,
+        warmup_steps=100, weight_decay=0.1,
         eval_every=250, eval_tokens=200_000, save_every=500, sample_every=500,
         sample_prompt="The ", sample_tokens=400, log_every=100,
     ),
@@ -130,8 +170,8 @@ PRESETS: dict[str, dict] = {
         n_layer=4, n_head=4, n_embd=128, block_size=64, bias=False, vocab_multiple=1,
         attention="manual",
         batch_size=12, total_batch_size=12 * 64, max_steps=1000,
-        learning_rate=6e-3, min_lr=1e-4, muon_learning_rate=0.03, warmup_steps=20, beta1=0.85,
-        weight_decay=0.0,
+        optimizer="muon", learning_rate=6e-3, min_lr=1e-4, muon_learning_rate=0.03, beta1=0.85,
+        warmup_steps=20, weight_decay=0.0,
         eval_every=250, eval_tokens=110_592, save_every=500, sample_every=500,
         sample_prompt="\n", sample_tokens=200, log_every=50,
     ),
@@ -168,70 +208,23 @@ PRESETS: dict[str, dict] = {
 }  # fmt: skip
 
 
-def parse_config(argv: list[str] | None = None) -> TrainConfig:
-    """Read `[PRESET] [--field value …]`; `--max-steps 10` and `--max_steps=10` are the same."""
-    names = ", ".join(PRESETS)
-    parser = OneLineParser(
-        prog="train.py",
-        usage="train.py [PRESET] [--field value …]",
-        description=f"Train a GPT. Presets: {names}. Flags override the preset.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    for f in fields(TrainConfig):
-        flags = list(dict.fromkeys([f"--{f.name.replace('_', '-')}", f"--{f.name}"]))
-        kind = {"type": f.type, "choices": f.metadata["choices"]}
-        if f.type is bool:
-            kind = {"action": argparse.BooleanOptionalAction}
-        parser.add_argument(*flags, default=f.default, help=f.metadata["help"], **kind)
-    argv = list(sys.argv[1:] if argv is None else argv)
-    preset = argv.pop(0) if argv and not argv[0].startswith("-") else "quickstart"
-    if preset not in PRESETS:
-        parser.error(f"unknown preset {preset!r}; choose one of {names}")
-    parser.set_defaults(**PRESETS[preset])
-    chosen = parser.parse_args(argv)
-    resume = chosen.resume or (chosen.auto_resume and bool(settings_files(Path(chosen.out))))
-    if resume:  # the run's own settings, unless a flag says otherwise
-        parser.set_defaults(**saved_settings(Path(chosen.out)))
-    config = TrainConfig(**{**vars(parser.parse_args(argv)), "resume": resume})
-    check_config(config)
-    return config
-
-
-def settings_files(out: Path) -> list[Path]:
-    """The files that hold a run's settings: config.json, and copies in its checkpoints."""
-    copies = sorted(out.glob("checkpoints/step_*/state.json"), reverse=True)
-    return [path for path in (out / "config.json", *copies) if path.exists()]
-
-
-def saved_settings(out: Path) -> dict:
-    """The settings of a run to be resumed, from the first file that is whole; else a UserError."""
-    damaged = None
-    for path in settings_files(out):
-        try:
-            saved = read_sealed(path)
-        except (UserError, OSError) as error:
-            damaged = damaged or error
-            continue
-        saved = saved.get("train_config", saved)
-        known = {f.name: f.type for f in fields(TrainConfig)}
-        if not all(type(value) is known.get(name) for name, value in saved.items()):
-            raise UserError(f"{path}: has settings this version does not know")
-        return {n: v for n, v in saved.items() if n not in ("out", "resume", "auto_resume")}
-    raise UserError(str(damaged or f"{out}: no run to resume here (no config.json)"))
+def flag(name: str) -> str:
+    """A setting as it is spelled on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def check_config(config: TrainConfig) -> None:
-    """Raise UserError for a value that cannot work on any machine."""
+    """Raise UserError for values that cannot work on any machine, or that contradict each other."""
     positive = (
         "n_layer n_head n_embd block_size vocab_multiple batch_size total_batch_size max_steps "
-        "eval_tokens sample_tokens log_every learning_rate"
+        "eval_tokens sample_tokens log_every learning_rate muon_learning_rate"
     )
     for name in positive.split():
         if not getattr(config, name) > 0:
-            raise UserError(f"--{name.replace('_', '-')} must be greater than 0")
-    for f in fields(TrainConfig):
-        if f.type in (int, float) and not 0 <= getattr(config, f.name) < 2**40:
-            raise UserError(f"--{f.name.replace('_', '-')} must be from 0 to 2^40")
+            raise UserError(f"{flag(name)} must be greater than 0")
+    for name, f in OPTIONS.items():
+        if f.type in (int, float) and not 0 <= getattr(config, name) < 2**40:
+            raise UserError(f"{flag(name)} must be from 0 to 2^40")
     if config.seed >= 2**32:
         raise UserError("--seed must be less than 2^32")
     parameters = 12 * config.n_layer * config.n_embd**2 + config.vocab_multiple * config.n_embd
@@ -239,26 +232,62 @@ def check_config(config: TrainConfig) -> None:
         raise UserError(f"--n-layer, --n-embd: a model of {parameters:.0e} parameters")
     for name in ("dropout", "beta1", "beta2"):
         if not getattr(config, name) < 1:
-            raise UserError(f"--{name} must be less than 1")
-    if config.muon_learning_rate and config.parallel == "fsdp":
-        raise UserError("--muon-learning-rate needs whole matrices, --parallel fsdp splits them")
+            raise UserError(f"{flag(name)} must be less than 1")
     if config.n_embd % config.n_head:
         raise UserError(f"--n-embd {config.n_embd} cannot be divided by --n-head {config.n_head}")
+    check_contradictions(config)
 
 
-def grad_accum_steps(config: TrainConfig, world_size: int) -> int:
-    """Micro-steps per optimizer step: total_batch_size over what all processes read at once."""
-    tokens = config.batch_size * config.block_size * world_size
-    if config.total_batch_size % tokens:
-        nearest = max(1, round(config.total_batch_size / tokens)) * tokens
+def check_contradictions(config: TrainConfig) -> None:
+    """Raise UserError for settings that exclude each other, or a flag that would do nothing."""
+    if config.learning_rate < config.min_lr:
         raise UserError(
-            f"--total-batch-size {config.total_batch_size} cannot be divided by batch_size × "
-            f"block_size × processes = {config.batch_size} × {config.block_size} × {world_size} = "
-            f"{tokens}; the nearest that can is {nearest}"
+            f"--learning-rate {config.learning_rate:g} is below --min-lr {config.min_lr:g}, so the "
+            "rate would rise; lower --min-lr, too"
         )
-    return config.total_batch_size // tokens
+    if config.optimizer == "muon" and config.parallel == "fsdp":
+        raise UserError("--optimizer muon needs whole matrices, --parallel fsdp splits them")
+    for name in sorted(config.flags):
+        need = OPTIONS[name].metadata["need"]
+        if need and not need.met(config):
+            raise UserError(f"{flag(name)} has an effect only with {need.words}")
+    if config.eval_only and not config.resume and config.init_from == "scratch":
+        raise UserError("--eval-only: name the model, by --init-from or by --resume --out RUN")
+
+
+def divisors(n: int) -> list[int]:
+    """All divisors of n, in rising order."""
+    small = [i for i in range(1, math.isqrt(n) + 1) if n % i == 0]
+    return small + [n // i for i in reversed(small) if i * i != n]
+
+
+def micro_batch(config: TrainConfig, world_size: int) -> tuple[int, int]:
+    """Rows per process and micro-step, and micro-steps per optimizer step.
+
+    The rows are the most that batch_size allows and that divide what a process reads in a step: the
+    tokens of a step never change. Raises UserError where so many processes cannot share them
+    equally, and names the numbers that can.
+    """
+    windows, rest = divmod(config.total_batch_size, config.block_size)
+    if rest or not windows:
+        nearest = max(1, round(config.total_batch_size / config.block_size)) * config.block_size
+        raise UserError(
+            f"--total-batch-size {config.total_batch_size} cannot be divided into rows of "
+            f"--block-size {config.block_size} tokens; the nearest that can is {nearest}"
+        )
+    if windows % world_size:
+        able = [str(n) for n in divisors(windows) if n <= 2 * world_size]
+        raise UserError(
+            f"the {windows} rows of a step (--total-batch-size {config.total_batch_size} in rows "
+            f"of {config.block_size} tokens) cannot be shared equally by {world_size} processes; "
+            f"start {', '.join(able)} of them"
+        )
+    share = windows // world_size
+    rows = max(n for n in divisors(share) if n <= config.batch_size)
+    return rows, share // rows
 
 
 def as_dict(config: TrainConfig) -> dict:
-    """The settings as plain Python values, for JSON."""
-    return dataclasses.asdict(config)
+    """The settings that have an effect, as plain Python values, for JSON."""
+    needs = {name: f.metadata["need"] for name, f in OPTIONS.items() if name not in OF_A_START}
+    return {n: getattr(config, n) for n, need in needs.items() if not need or need.met(config)}

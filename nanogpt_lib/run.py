@@ -2,62 +2,82 @@
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 
-from nanogpt_lib.checkpoint import (
-    checkpoints,
-    load_checkpoint,
-    load_model,
-    load_optimizer,
-    save_checkpoint,
-)
-from nanogpt_lib.config import TrainConfig, as_dict, grad_accum_steps
+from nanogpt_lib.checkpoint import load_optimizer, save_checkpoint
+from nanogpt_lib.choices import MODELS, OPTIMIZERS, Optimizers, model_config
+from nanogpt_lib.config import TrainConfig, as_dict, micro_batch
 from nanogpt_lib.device import allow_tf32, choose_dtype, compile_model
 from nanogpt_lib.distributed import all_reduce_sum, wrap_ddp
 from nanogpt_lib.hellaswag import Item, read_items
 from nanogpt_lib.loader import ReadAhead, TokenLoader, feed
 from nanogpt_lib.logbook import series
-from nanogpt_lib.model import GPT, GPTConfig, count_parameters
-from nanogpt_lib.optimizer import make_optimizer
+from nanogpt_lib.model import GPT, count_parameters
 from nanogpt_lib.shards import TokenStream
+from nanogpt_lib.start import build_model
 from nanogpt_lib.support.datasets import verify_shards
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.files import seal, write_atomically, write_json
 from nanogpt_lib.support.memory import keep_freed_memory, memory_bytes, rows_to_try, training_bytes
 from nanogpt_lib.support.processes import World
 from nanogpt_lib.support.run_log import RunLog, external_logger, read_log
-from nanogpt_lib.support.sharding import shard_fsdp
+from nanogpt_lib.support.sharding import shard_fsdp, unsharded
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 
-SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_multiple")
+
+@dataclass
+class Progress:
+    """How far a run has come. Every checkpoint holds it, under these names."""
+
+    step: int = 0  # updates made so far
+    elapsed: float = 0.0  # seconds spent in updates, earlier starts of a resumed run included
+    skipped: int = 0  # updates skipped in a row, up to now
+    loader: dict = field(default_factory=dict)  # the place in the data
+    scaler: dict = field(default_factory=dict)  # the scale of float16's loss
 
 
 @dataclass
 class Run:
-    """What the parts of a run share."""
+    """What the parts of a run share. The second half is there for training only."""
 
     config: TrainConfig
     world: World
     device: torch.device
     dtype: torch.dtype
+    meta: dict  # of the dataset
     tokenizer: GPT2Tokenizer | CharTokenizer
-    raw: GPT  # the plain module, or sharded: evaluation, samples and checkpoints use it
-    model: nn.Module  # the same weights, compiled and wrapped: the training call
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    loader: TokenLoader | ReadAhead
     val_stream: TokenStream
     items: list[Item]
+    raw: GPT  # the plain module, or sharded: evaluation, samples and checkpoints use it
+
+    rows: int = 0  # per process and micro-step
+    micro_steps: int = 0  # per update
+    model: nn.Module | None = None  # the same weights, compiled and wrapped: the training call
+    optimizer: torch.optim.Optimizer | Optimizers | None = None
+    scaler: torch.amp.GradScaler | None = None
+    loader: TokenLoader | ReadAhead | None = None
     log: RunLog | None = None  # rank 0 only
-    step: int = 0  # updates made so far
-    elapsed: float = 0.0  # seconds spent in updates, earlier legs of a resumed run included
-    skipped: int = 0  # updates left out in a row, up to now
+    progress: Progress = field(default_factory=Progress)
     saved: int = 0  # step of the newest checkpoint
     val_losses: dict[int, float] = field(default_factory=dict)  # by step; rank 0 only
+
+    @property
+    def step(self) -> int:
+        """Updates made so far."""
+        return self.progress.step
+
+    @property
+    def eval_rows(self) -> int:
+        """Rows per evaluation batch: as many as fit, and no more than a step has."""
+        return min(self.config.batch_size, self.config.total_batch_size // self.config.block_size)
+
+    def plain_model(self) -> GPT:
+        """The model with all its weights, for evaluation; of a sharded one all ranks must ask."""
+        return unsharded(self.raw, MODELS[self.config.model], self.device)
 
     def say(self, text: str) -> None:
         """Print, on rank 0."""
@@ -70,115 +90,138 @@ class Run:
         return last or (every > 0 and self.step % every == 0)
 
 
-def build_model(config: TrainConfig, vocab_size: int) -> tuple[GPT, dict, Path | None]:
-    """The model to begin with and, when resuming, the checkpoint's state and folder."""
-    if config.resume and checkpoints(config.out):  # killed before the first save: begin again
-        model, state, folder = load_checkpoint(config.out)
-        for name in SHAPE:
-            if getattr(config, name) != (saved := getattr(model.config, name)):
-                raise UserError(f"--{name.replace('_', '-')}: the run to resume has {saved}")
-        return model, state, folder
-    if config.init_from == "scratch":
-        torch.manual_seed(config.seed)
-        shape = {name: getattr(config, name) for name in (*SHAPE, "dropout", "attention")}
-        return GPT(GPTConfig(vocab_size=vocab_size, **shape)), {}, None
-    model, _ = load_model(
-        config.init_from,
-        block_size=config.block_size,
-        dropout=config.dropout,
-        vocab_multiple=config.vocab_multiple,
-    )
-    if model.config.vocab_size != vocab_size:
-        raise UserError(
-            f"--init-from {config.init_from} knows {model.config.vocab_size} tokens, the data in "
-            f"{config.data} {vocab_size}: another tokenizer"
-        )
-    for name in SHAPE:  # config.json shall say what is trained
-        setattr(config, name, getattr(model.config, name))
-    return model, {}, None
+# --- putting it together ------------------------------------------------------------------------
 
 
-def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict) -> Run:
-    """Open the data, build or load the model, and put everything where it was."""
-    dtype = choose_dtype(device, config.dtype)
+def open_run(
+    config: TrainConfig, world: World, device: torch.device, meta: dict
+) -> tuple[Run, dict, Path | None]:
+    """Open the data, build or load the model: what evaluation needs.
+
+    Returns the Run and, when resuming, the checkpoint's state and folder.
+    """
     allow_tf32()
     tokenizer = tokenizer_from(meta["tokenizer"])
-    if len(tokenizer.encode(config.sample_prompt)) not in range(1, config.block_size + 1):
-        raise UserError(f"--sample-prompt must have 1 to {config.block_size} tokens")
     items = read_items(config.hellaswag_data, tokenizer) if config.hellaswag_every else []
     if config.verify_data:
         verify_shards(config.data, world.rank, world.size)
-    loader = TokenLoader(
-        TokenStream(config.data, "train"),
-        config.batch_size,
-        config.block_size,
-        rank=world.rank,
-        world_size=world.size,
-        shuffle=config.shuffle,
-        seed=config.seed,
-    )
-    val_stream = TokenStream(config.data, "val")
-    raw, state, folder = build_model(config, meta["vocab_size"])
+    raw, state, folder = build_model(config, meta, tokenizer, world.is_main)
     raw.to(device).train()
-    peak = world.size * training_bytes(raw, config.batch_size, dtype)  # all on one machine, mostly
+    run = Run(
+        config=config,
+        world=world,
+        device=device,
+        dtype=choose_dtype(device, config.dtype),
+        meta=meta,
+        tokenizer=tokenizer,
+        val_stream=TokenStream(config.data, "val"),
+        items=items,
+        raw=raw,
+    )
+    return run, state, folder
+
+
+def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict) -> Run:
+    """A run ready to train: new, or where its newest checkpoint left it."""
+    run, state, folder = open_run(config, world, device, meta)
+    run.rows, run.micro_steps = micro_batch(config, world.size)
+    run.loader = open_loader(run)
+    choose_prompt(run)
+    peak = world.size * training_bytes(run.raw, run.rows, run.dtype)  # all on one machine, mostly
     if device.type == "cpu" and 2 * peak < (memory_bytes(device) or math.inf):
         keep_freed_memory()
-    if config.parallel == "fsdp":
-        shard_fsdp(raw, raw.transformer.h, world, device)
-    optimizer = make_optimizer(
-        raw,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        betas=(config.beta1, config.beta2),
-        muon_learning_rate=config.muon_learning_rate,
-        dtype=torch.float32 if dtype == torch.float16 else dtype,
-    )
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    x = torch.zeros(config.batch_size, config.block_size, dtype=torch.long, device=device)
-    model, compiled = compile_model(raw, config.compile, device, x, x, dtype)
-    if config.parallel == "ddp":
-        model = wrap_ddp(model, world, device)
-    run = Run(
-        config,
-        world,
-        device,
-        dtype,
-        tokenizer,
-        raw,
-        model,
-        optimizer,
-        scaler,
-        feed(loader, device),
-        val_stream,
-        items,
-    )
+    compiled = make_trainable(run)
     if folder:
         restore(run, state, folder)
     if all_reduce_sum([run.step], world, device)[0] != run.step * world.size:
         raise UserError(
             f"{config.out}: other checkpoints on other nodes; it must be a shared folder"
         )
-    run.say(f"{count_parameters(raw):,} parameters, {len(loader.stream):,} training tokens")
-    run.say(f"{device}, {str(dtype).removeprefix('torch.')}, {compiled}")
+    announce(run, compiled)
+    return run
+
+
+def open_loader(run: Run) -> TokenLoader | ReadAhead:
+    """The training data, from its beginning."""
+    loader = TokenLoader(
+        TokenStream(run.config.data, "train"),
+        run.rows,
+        run.config.block_size,
+        rank=run.world.rank,
+        world_size=run.world.size,
+        shuffle=run.config.shuffle,
+        seed=run.config.seed,
+    )
+    return feed(loader, run.device)
+
+
+def choose_prompt(run: Run) -> None:
+    """See that the samples' prompt can be encoded; a default that cannot is replaced, and said."""
+    config, problem = run.config, f"must have 1 to {run.config.block_size} tokens"
+    try:
+        if len(run.tokenizer.encode(config.sample_prompt)) in range(1, config.block_size + 1):
+            return
+    except UserError as error:
+        problem = f"{config.sample_prompt!r}: {error}"
+    if "sample_prompt" in config.flags:
+        raise UserError(f"--sample-prompt {problem}")
+    characters = getattr(run.tokenizer, "characters", " ")
+    config.sample_prompt = next((c for c in characters if c.isalnum()), characters[0])
+    run.say(f"samples begin with {config.sample_prompt!r}; --sample-prompt sets it ({problem})")
+
+
+def make_trainable(run: Run) -> str:
+    """Shard, compile and wrap the model; make the optimizer. Returns a word on the compilation."""
+    config, world, device = run.config, run.world, run.device
+    if config.parallel == "fsdp":
+        shard_fsdp(run.raw, run.raw.transformer.h, world, device)
+    run.optimizer = OPTIMIZERS[config.optimizer](run.raw, config, run.dtype)
+    run.scaler = torch.amp.GradScaler(device.type, enabled=run.dtype == torch.float16)
+    x = torch.zeros(run.rows, config.block_size, dtype=torch.long, device=device)
+    model, compiled = compile_model(run.raw, config.compile, device, x, x, run.dtype)
+    run.model = wrap_ddp(model, world, device) if config.parallel == "ddp" else model
+    return compiled
+
+
+def describe_data(meta: dict) -> str:
+    """What a dataset says it is: name and source."""
+    return f"{meta.get('name', 'unnamed')} ({meta.get('source', 'source unknown')})"
+
+
+def announce(run: Run, compiled: str) -> None:
+    """Say what is trained, on what, where and how."""
+    config, world = run.config, run.world
+    run.say(
+        f"{count_parameters(run.raw):,} parameters, {len(run.loader.stream):,} training tokens of "
+        f"{describe_data(run.meta)}"
+    )
+    run.say(f"{run.device}, {str(run.dtype).removeprefix('torch.')}, {compiled}")
     processes = f"{world.size} processes ({config.parallel})" if world.size > 1 else "1 process"
     if world.size == 1 and config.parallel == "fsdp":
         run.say("1 process, nothing to shard: --parallel fsdp changes nothing")
-    run.say(
-        f"{config.total_batch_size:,} tokens per step = {config.batch_size} rows × "
-        f"{config.block_size} × {processes} × "
-        f"{grad_accum_steps(config, world.size)} micro-step(s)"
+    fewer = (
+        f", not {config.batch_size}: they must divide the step"
+        if (run.rows < config.batch_size)
+        else ""
     )
-    return run
+    run.say(
+        f"{config.total_batch_size:,} tokens per step = {run.rows} rows × {config.block_size} × "
+        f"{processes} × {run.micro_steps} micro-step(s){fewer}"
+    )
+
+
+# --- restored and saved -------------------------------------------------------------------------
 
 
 def restore(run: Run, state: dict, folder: Path) -> None:
     """Put everything but the weights where the checkpoint in `folder` left it."""
     load_optimizer(folder, run.optimizer)
     try:
-        run.step = run.saved = int(state["step"])
-        run.elapsed, run.skipped = float(state["elapsed"]), int(state["skipped"])
-        run.loader.load_state_dict(state["loader"])
-        run.scaler.load_state_dict(state["scaler"])
+        saved = {f.name: state[f.name] for f in fields(Progress)}
+        run.progress = Progress(**saved)
+        run.loader.load_state_dict(run.progress.loader)
+        run.scaler.load_state_dict(run.progress.scaler)
+        run.saved = run.step
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{folder}/state.json: not of a run of train.py ({error})") from error
     run.say(f"resumed from {folder} at step {run.step}")
@@ -204,16 +247,14 @@ def open_log(run: Run) -> None:
 
 def save(run: Run) -> None:
     """Write a checkpoint: all there is to know, so that the run can go on from it."""
-    run.saved = run.step
     if run.world.is_main and not (Path(run.config.out) / "log.jsonl").exists():
         raise UserError(f"{run.config.out}: the run directory is gone; nothing can be saved")
+    run.saved, progress = run.step, run.progress
+    progress.loader, progress.scaler = run.loader.state_dict(), run.scaler.state_dict()
     state = {
         "train_config": as_dict(run.config),
         "tokenizer": run.tokenizer.describe(),
-        "loader": run.loader.state_dict(),
-        "scaler": run.scaler.state_dict(),
-        "elapsed": run.elapsed,
-        "skipped": run.skipped,
+        **asdict(progress),
     }
     how = dict(keep=run.config.keep_checkpoints, val_losses=run.val_losses, world=run.world)
     save_checkpoint(run.config.out, run.step, run.raw, run.optimizer, state, **how)
@@ -221,13 +262,12 @@ def save(run: Run) -> None:
 
 def memory_advice(config: TrainConfig, vocab_size: int, world: World, device) -> str:
     """What to try when memory has run out, by the formula of chapter 05."""
-    shape = {name: getattr(config, name) for name in (*SHAPE, "attention")}
     with torch.device("meta"):
-        model = GPT(GPTConfig(vocab_size=vocab_size, **shape))
-    dtype, rows = choose_dtype(device, config.dtype), config.batch_size
-    step_rows = config.total_batch_size // (config.block_size * world.size)
-    fewer = rows_to_try(model, dtype, memory_bytes(device), step_rows, rows)
-    needed = f"a step needs about {training_bytes(model, rows, dtype) / 1e9:.1f} GB"
+        model = MODELS[config.model](model_config(config, vocab_size))
+    dtype, (rows, micro_steps) = choose_dtype(device, config.dtype), micro_batch(config, world.size)
+    fewer = rows_to_try(model, dtype, memory_bytes(device), rows * micro_steps, rows)
+    gigabytes = training_bytes(model, rows, dtype) / 1e9
+    needed = f"out of memory with {rows} rows; a step needs about {gigabytes:.1f} GB"
     if not fewer:
         return f"{needed}; try a smaller --block-size or model"
     return f"{needed}; try --batch-size {fewer} (the tokens per step stay the same)"

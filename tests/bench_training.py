@@ -33,7 +33,7 @@ THEIRS = dict(
     dropout=0.0, always_save_checkpoint=True,
 )  # fmt: skip
 SAME = (
-    "--max-steps 2000 --learning-rate 1e-3 --muon-learning-rate 0 --beta1 0.9 --beta2 0.99 "
+    "--max-steps 2000 --optimizer adamw --learning-rate 1e-3 --beta1 0.9 --beta2 0.99 "
     "--weight-decay 0.1 --warmup-steps 100 --save-every 0 --sample-every 0"
 )
 OWN = "--max-steps 500 --save-every 0 --sample-every 0"

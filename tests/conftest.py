@@ -16,7 +16,7 @@ TINY = (
     "--n-layer 1 --n-head 2 --n-embd 32 --block-size 32 --batch-size 4 --total-batch-size 256 "
     "--max-steps 6 --warmup-steps 2 --eval-every 3 --eval-tokens 960 --save-every 2 "
     "--keep-checkpoints 0 --sample-every 0 --sample-tokens 8 --device cpu --dtype float32 "
-    "--muon-learning-rate 0"
+    "--learning-rate 4e-3 --min-lr 1e-4 --weight-decay 0 --sample-prompt The"
 ).split()
 
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,9 @@ import torch
 
 from conftest import ROOT, TINY, write_tiny_data
 from nanogpt_lib import sample, score, train
+from nanogpt_lib.arguments import parse_config
 from nanogpt_lib.checkpoint import load_checkpoint, load_optimizer, optimizer_tensors
-from nanogpt_lib.config import TrainConfig, as_dict, parse_config
+from nanogpt_lib.config import OPTIONS, as_dict, flag
 from nanogpt_lib.optimizer import make_optimizer
 from nanogpt_lib.shards import TokenStream
 from nanogpt_lib.support.cli import run_program
@@ -237,7 +238,7 @@ def choices(program: str, data: Path, run: Path) -> dict[str, list[str]]:
     """The flags of a program and values to try for each."""
     places = [*TEXTS[:-1], str(data), str(run), str(data / "meta.json"), str(ROOT)]
     if program == "train.py":
-        flags = {f"--{f.name.replace('_', '-')}": NUMBERS + TEXTS[:4] for f in fields(TrainConfig)}
+        flags = {flag(name): NUMBERS + TEXTS[:4] for name in OPTIONS}
         texts = dict.fromkeys(("--sample-prompt", "--logger", "--dtype", "--device"), TEXTS)
         shorts = dict.fromkeys(("--max-steps", "--sample-tokens", "--n-layer"), SMALL)
         files = dict.fromkeys(("--data", "--init-from", "--hellaswag-data"), places)
@@ -254,9 +255,9 @@ def choices(program: str, data: Path, run: Path) -> dict[str, list[str]]:
 def random_line(flags: dict[str, list[str]], rng: np.random.Generator) -> list[str]:
     """One to three flags with values, now and then a value too few or a word too many."""
     line = []
-    for flag in rng.choice(list(flags), size=rng.integers(1, 3)):
-        value = str(rng.choice(np.array(flags[str(flag)], dtype=object)))
-        line += [f"{flag}={value}"] if rng.random() < 0.5 else [str(flag), value]
+    for name in rng.choice(list(flags), size=rng.integers(1, 3)):
+        value = str(rng.choice(np.array(flags[str(name)], dtype=object)))
+        line += [f"{name}={value}"] if rng.random() < 0.5 else [str(name), value]
     if rng.random() < 0.1:
         line.pop(int(rng.integers(len(line))))
     if rng.random() < 0.1:

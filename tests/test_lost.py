@@ -23,8 +23,9 @@ import torture
 from conftest import ROOT, TINY, log_of
 from nanogpt_lib import run as run_module
 from nanogpt_lib import train
+from nanogpt_lib.arguments import parse_config
 from nanogpt_lib.checkpoint import checkpoints, newest_checkpoint
-from nanogpt_lib.config import as_dict, parse_config
+from nanogpt_lib.config import as_dict
 from nanogpt_lib.load import load_model
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.guard import claim

@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, TINY, log_of, program
 from nanogpt_lib import run, train
 from nanogpt_lib.checkpoint import checkpoints
+from nanogpt_lib.config import PRESETS
 from nanogpt_lib.huggingface import save_huggingface
 from nanogpt_lib.load import load_model
 from nanogpt_lib.recipes.text import write_splits
@@ -122,7 +123,7 @@ def test_samples_and_saved_names_are_right_with_compile_on(tiny_data, tmp_path, 
 
 def test_a_run_can_start_from_another_run_and_from_a_hugging_face_folder(tiny_run, tmp_path):
     model, tokenizer = load_model(str(tiny_run))
-    save_huggingface(tmp_path / "hf", vars(model.config), model.state_dict())
+    save_huggingface(tmp_path / "hf", vars(model.config), model.state_dict(), tokenizer)
     data = str(train.parse_config(["--resume", "--out", str(tiny_run)]).data)
     firsts = []
     for name, source in (("a", tiny_run), ("b", tmp_path / "hf")):
@@ -177,7 +178,7 @@ BAD = {
     "negative": (["--dropout", "-0.5"], "--dropout must be from 0"),
     "zero steps": (["--max-steps", "0"], "--max-steps must be greater than 0"),
     "heads": (["--n-embd", "30", "--n-head", "4"], "cannot be divided by --n-head 4"),
-    "tokens per step": (["--total-batch-size", "1000"], "the nearest that can is 1024"),
+    "tokens per step": (["--total-batch-size", "1000"], "the nearest that can is 992"),
     "no data": (["--data", "no/such/folder"], "no such data folder"),
     "no run": (["--resume", "--out", "no/such/run"], "no run to resume"),
     "prompt": (["--sample-prompt", ""], "--sample-prompt must have 1 to 32 tokens"),
@@ -196,7 +197,7 @@ def test_an_unknown_preset_is_answered_with_the_known_ones(capsys):
         train.main(["no-such-preset", "--max-steps", "3"])
     message = capsys.readouterr().err
     assert caught.value.code == 2 and message.count("\n") == 1
-    assert "unknown preset 'no-such-preset'; choose one of quickstart, shakespeare-char" in message
+    assert f"unknown preset 'no-such-preset'; choose one of {', '.join(PRESETS)}" in message
 
 
 def test_flags_override_the_preset_in_either_spelling():

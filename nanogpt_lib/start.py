@@ -1,0 +1,79 @@
+"""The model a run begins with: random, from another model, or from its own newest checkpoint."""
+
+from pathlib import Path
+
+import torch
+
+from nanogpt_lib.arguments import modern
+from nanogpt_lib.checkpoint import build_from_state, checkpoints, newest_checkpoint
+from nanogpt_lib.choices import MODELS, SHAPE, model_config
+from nanogpt_lib.config import TrainConfig, flag
+from nanogpt_lib.load import load_model, say_on_stderr
+from nanogpt_lib.model import GPT
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, same_tokenizer, tokenizer_from
+
+Tokenizer = GPT2Tokenizer | CharTokenizer
+
+
+def build_model(
+    config: TrainConfig, meta: dict, tokenizer: Tokenizer, is_main: bool = True
+) -> tuple[GPT, dict, Path | None]:
+    """The model to begin with and, when resuming, the checkpoint's state and folder.
+
+    `meta` and `tokenizer` are the dataset's.
+    """
+    if config.resume and checkpoints(config.out):  # killed before the first save: begin again
+        folder, state = newest_checkpoint(config.out)
+        check_resumable(config, state, tokenizer)
+        free = {"dropout": config.dropout, "attention": config.attention}
+        state = {**state, "model_config": {**state["model_config"], **free}}
+        return build_from_state(folder, state), state, folder
+    if config.eval_only and config.resume:
+        raise UserError(f"{config.out}: no checkpoint to evaluate")
+    if config.init_from != "scratch":
+        return model_to_start_from(config, meta, tokenizer, is_main), {}, None
+    torch.manual_seed(config.seed)
+    return MODELS[config.model](model_config(config, meta["vocab_size"])), {}, None
+
+
+def check_resumable(config: TrainConfig, state: dict, tokenizer: Tokenizer) -> None:
+    """Raise UserError for a setting or data that a saved run cannot go on with."""
+    try:
+        began, shape = modern(state["train_config"]), state["model_config"]
+        alike = same_tokenizer(tokenizer_from(state["tokenizer"]), tokenizer)
+        saved = {"model": "gpt2", "optimizer": "adamw", "init_from": config.init_from, **began}
+        saved |= {name: shape[name] for name in SHAPE if name in shape}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{config.out}: its checkpoint is not of a run of train.py") from error
+    for name in (*SHAPE, "model", "optimizer", "init_from"):
+        if name in saved and getattr(config, name) != saved[name]:
+            raise UserError(f"{flag(name)}: the run to resume has {saved[name]}")
+    if not alike:
+        raise UserError(f"--data {config.data}: the run to resume has another tokenizer")
+
+
+def model_to_start_from(
+    config: TrainConfig, meta: dict, tokenizer: Tokenizer, is_main: bool
+) -> GPT:
+    """The model of --init-from. What its weights fix is written into the settings.
+
+    Raises UserError for a shape that was asked for and is another, and for another tokenizer.
+    """
+    names = ("block_size", "dropout", "vocab_multiple", "attention")
+    as_it_is = {"block_size", "vocab_multiple"} - config.asked_for
+    changes = {name: getattr(config, name) for name in names if name not in as_it_is}
+    say = say_on_stderr if is_main else lambda line: None
+    model, own = load_model(config.init_from, say=say, **changes)
+    if model.config.vocab_size != meta["vocab_size"] or not same_tokenizer(own, tokenizer):
+        known = f"{model.config.vocab_size} tokens" + ("" if own else " of an unknown tokenizer")
+        raise UserError(
+            f"--init-from {config.init_from} knows {known}, the data in {config.data} "
+            f"{meta['vocab_size']}: another tokenizer"
+        )
+    for name in SHAPE:
+        value = getattr(model.config, name)
+        if name in config.asked_for and getattr(config, name) != value:
+            raise UserError(f"{flag(name)}: {config.init_from} has {value}")
+        setattr(config, name, value)
+    return model
