@@ -107,9 +107,7 @@ def evaluate_and_sample(run: Run) -> None:
     if "val_loss" in metrics:
         run.val_losses[run.step] = metrics["val_loss"]
     if run.step and run.due(run.config.sample_every):
-        model = unsharded(
-            run.raw, MODELS[run.config.model], run.device
-        )  # every rank helps, rank 0 draws
+        model = run.plain_model()  # every rank helps, rank 0 draws
         if run.world.is_main:
             run.say(f"step {run.step:5d} | samples\n{draw_samples(run, model)}")
     wait_for_all(run.world)
