@@ -200,3 +200,10 @@ def test_a_tensor_that_is_no_matrix_is_refused(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"h.0.attn.c_attn.weight is no matrix"):
         load_pretrained(str(folder))
+
+
+def test_a_pointer_of_git_lfs_is_called_one(folder):
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 548105171\n"
+    (folder / "model.safetensors").write_text(text)
+    with pytest.raises(UserError, match=r"model.safetensors: a pointer of Git LFS"):
+        load_pretrained(str(folder))

@@ -51,10 +51,15 @@ def quiet() -> warnings.catch_warnings:
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Load a .safetensors or PyTorch file without ever unpickling code."""
     try:
+        with open(path, "rb") as file:
+            if file.read(24) == b"version https://git-lfs.":
+                raise UserError(f"{path}: a pointer of Git LFS, not the file (git lfs pull)")
         if path.suffix == ".safetensors":
             return load_file(path)
         with quiet():
             tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         first = str(error).split("\n")[0]
         raise UserError(f"{path}: not a whole checkpoint file ({first})") from error
