@@ -1,38 +1,47 @@
-# make train · make test · make torture · make lab · make export · make bench · make clean
+# make train · test · lab · export · bench · rehearsal · claims · torture · clean
 # Needs Python 3.11 to 3.13 and nothing else; `make train PYTHON=python3.12` chooses one.
 
 PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/installed
+AVX2 = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
 train: $(READY)  ## prepare the text that ships with Python and train a GPT on it
 	$(BIN)/python data/pydocs.py
-	$(BIN)/torchrun nanogpt_lib/train.py quickstart $(ARGS)
+	$(BIN)/python nanogpt_lib/train.py quickstart $(ARGS)
 
 test: $(READY)  ## every test, then every notebook
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 $(ARGS)
 	$(BIN)/pytest -n 2 --nbmake notebooks
 
+rehearsal: $(READY)  ## the same as if this machine had AVX2 and nothing newer
+	$(AVX2) $(BIN)/pytest -n 2 $(ARGS)
+	$(AVX2) $(BIN)/pytest -n 2 --nbmake notebooks
+
+claims: $(READY)  ## what README promises and takes longer than a test
+	$(BIN)/python tests/campaigns/claims.py $(ARGS)
+
 torture: $(READY)  ## 100 kills, 10,000 damaged files and 1,000 command lines: about half an hour
-	$(BIN)/python tests/torture.py
-	$(BIN)/python tests/fuzz.py
+	$(BIN)/python tests/campaigns/torture.py
+	$(BIN)/python tests/campaigns/fuzz.py
 
 lab: $(READY)  ## read and run the notebooks in the browser
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 export: $(READY)  ## write the library from the notebooks
 	$(BIN)/ruff format --quiet notebooks
 	$(BIN)/python tools/export.py
 
-bench: $(READY)  ## the ladder of speed-ups on this machine
+bench: $(READY)  ## the speed-ups on this machine, and how long the real run would take
 	$(BIN)/python nanogpt_lib/bench.py $(ARGS)
 
 $(READY): pyproject.toml constraints.txt
+	@echo "installing into .venv: some minutes, most of them for PyTorch"
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[course,dev]"
 	touch $(READY)
 
-clean:  ## remove the environment, the runs and the datasets made here
-	rm -rf .venv runs data/*/
+clean:  ## remove the environment; `make clean ALL=1` the runs and the datasets made here, too
+	rm -rf .venv $(if $(ALL),runs data/*/)
 
-.PHONY: train test torture lab export bench clean
+.PHONY: train test rehearsal claims torture lab export bench clean

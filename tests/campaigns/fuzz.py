@@ -1,6 +1,6 @@
 """Damage files and command lines at random: no traceback, no hang, no wrong number believed.
 
-    python tests/fuzz.py --files 10000 --lines 1000 --seed 0
+    python tests/campaigns/fuzz.py --files 10000 --lines 1000 --seed 0
 
 A damaged file is either refused in one line, or what is read from it equals the original. A command
 line either works or is refused in one line.
@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import signal
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests, for conftest
 from conftest import ROOT, TINY, write_tiny_data
 from nanogpt_lib import sample, score, train
 from nanogpt_lib.arguments import parse_config

@@ -1,6 +1,6 @@
 """HellaSwag by EleutherAI's lm-eval and by us: the same model, the same items, item by item.
 
-    python tests/compare_lm_eval.py CHECKPOINT ITEMS.jsonl [--limit N] [--batch-size 16]
+    python tests/benchmarks/compare_lm_eval.py CHECKPOINT ITEMS.jsonl [--limit N] [--batch-size 16]
 
 CHECKPOINT is a run, or gpt2 … gpt2-xl; it goes to the harness through `save_huggingface`. Both get
 the items' `ctx` as it stands. The harness's own model class scores the pairs (context, " " +

@@ -1,6 +1,6 @@
 """How fast HellaSwag is scored here, beside the lecture's script, in one run on the same items.
 
-    python tests/bench_hellaswag.py ITEMS.jsonl [BUILD_NANOGPT] [--slices 3] [--items 192]
+    python tests/benchmarks/bench_hellaswag.py ITEMS.jsonl [BUILD_NANOGPT]
 
 GPT-2 124M's shape with random weights. BUILD_NANOGPT is a checkout of the lecture's repository: its
 own `evaluate` runs, item by item, on a transformers model with the same weights. Every slice takes

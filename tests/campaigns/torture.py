@@ -1,6 +1,6 @@
 """Kill small runs at random moments, and compare what they end in with runs nobody disturbed.
 
-    python tests/torture.py --kills 100 --seed 0
+    python tests/campaigns/torture.py --kills 100 --seed 0
 
 Single processes are killed and started again with the same command; under torchrun one of two
 ranks is killed and --max-restarts does the rest. For POSIX: ps tells which processes there are.
@@ -21,6 +21,7 @@ from statistics import median
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests, for conftest
 from conftest import ROOT, log_of, write_tiny_data
 from nanogpt_lib.checkpoint import checkpoints, newest_checkpoint
 
@@ -216,8 +217,10 @@ def main() -> None:
     for (ranks, moment), number in sorted(count.kills.items()):
         print(f"{number:4d} kills of {'one rank of two' if ranks > 1 else 'the process'}, {moment}")
     print(f"{count.runs} runs, every one equal to the undisturbed one, bit for bit")
-    print(f"steps made again per kill: at most {max(count.repeated)} (save_every {SAVE_EVERY})")
-    print(f"from a kill to the next step: median {median(count.recovery):.1f} s")
+    most = max(count.repeated, default=0)
+    print(f"steps made again per kill: at most {most} (save_every {SAVE_EVERY})")
+    if count.recovery:  # the only kill of a campaign may have come after the last step
+        print(f"from a kill to the next step: median {median(count.recovery):.1f} s")
     print(f"{time.monotonic() - begun:.0f} s")
 
 

@@ -1,6 +1,6 @@
 """How fast are documents turned into tokens? Ours, the lecture's loop and bare tiktoken, in turns.
 
-    python tests/bench_tokenization.py PARQUET --build-nanogpt DIR [--documents 2000] [--rounds 5]
+    python tests/benchmarks/bench_tokenization.py PARQUET --build-nanogpt DIR
 
 DIR is a checkout of build-nanogpt. Its fineweb.py is a script that downloads when it is imported,
 so the part from `enc = …` to `write_datafile` is run unchanged, in this process and (as its pool
@@ -22,10 +22,10 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "data")]
-from nanogpt_lib.recipes.parquet import encoded, texts_of  # noqa: E402
-from nanogpt_lib.support.vocabulary import gpt2_encoding  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT)]
+from nanogpt_lib.recipes.parquet import encoded, texts_of
+from nanogpt_lib.support.vocabulary import gpt2_encoding
 
 
 def load_theirs(script: str) -> None:

@@ -1,6 +1,6 @@
 """nanoGPT's README example for a laptop, its own train.py and ours, one after the other.
 
-    python tests/bench_training.py NANOGPT_CHECKOUT        (first: python data/shakespeare.py)
+    python tests/benchmarks/bench_training.py NANOGPT     (first: python data/shakespeare.py)
 
 4 layers, 4 heads, 128 channels, context 64, Tiny Shakespeare's characters. Wall time is that of
 the whole process; the loss is that of the last weights on all of the validation split.
@@ -25,7 +25,7 @@ from nanogpt_lib.model import GPT, GPTConfig, load_weights
 from nanogpt_lib.shards import TokenStream
 from nanogpt_lib.support.datasets import read_meta
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data" / "shakespeare"
 SIZE = dict(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12)
 THEIRS = dict(

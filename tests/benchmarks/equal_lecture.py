@@ -1,19 +1,24 @@
 """Do we train as the lecture's script does? Run both from equal weights and compare every loss.
 
     git clone https://github.com/karpathy/build-nanogpt
-    python tools/equal_lecture.py build-nanogpt                       20 losses, equal to 1e-5
-    python tools/equal_lecture.py build-nanogpt --width 768 --layers 12 --heads 12 --block 1024 \\
-        --rows 8 --micro-steps 1 --steps 100 --dtype bfloat16 --tolerance 0.01       124M on a GPU
+    python tests/benchmarks/equal_lecture.py build-nanogpt            20 losses, equal to 1e-5
+    python tests/benchmarks/equal_lecture.py build-nanogpt --width 768 --layers 12 --heads 12 \\
+        --block 1024 --rows 8 --micro-steps 1 --steps 100 --dtype bfloat16 --tolerance 0.01
+                                                                      124M on a GPU
+    python tests/benchmarks/equal_lecture.py build-nanogpt --characters --width 32 --layers 2 \\
+        --record tests/fixtures/lecture                               what the test suite compares
 
 Theirs: train_gpt2.py as it is, from first line to last, in a process of its own. Only constants are
 replaced (sizes, steps, number format), each asserted to be there, and the HellaSwag download by one
 made-up item. Ours: nanogpt_lib/train.py from the weights theirs began with, shuffle off, and with
-a vocabulary of 50304, because their softmax covers the padding too.
+a vocabulary of 50304, because their softmax covers the padding too. Every setting that the lecture
+fixes is named on our command line: a changed default of ours must not change the comparison.
 """
 
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,29 +28,30 @@ from pydoc_data.topics import topics
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from nanogpt_lib.recipes.text import write_splits  # noqa: E402
-from nanogpt_lib.support.files import write_json  # noqa: E402
-from nanogpt_lib.tokenizer import GPT2Tokenizer  # noqa: E402
+from nanogpt_lib.recipes.text import write_splits
+from nanogpt_lib.support.files import write_json
+from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
 
 VOCAB = 50304  # rows of their wte
+LATIN_1 = "".join(map(chr, range(256)))  # the alphabet of --characters
 
 # Runs in a process of its own, in a folder with source.py: their script, constants replaced.
 THEIRS = """
-import sys, types
+import json, sys, types
 import tiktoken, torch
 from safetensors.torch import save_file
-from nanogpt_lib.tokenizer import GPT2Tokenizer
+from nanogpt_lib.tokenizer import tokenizer_from
 
 hellaswag = types.ModuleType("hellaswag")  # theirs downloads when it is asked for items
 hellaswag.iterate_examples = lambda split: [None]
 item = torch.arange(32).view(4, 8), torch.ones(4, 8, dtype=torch.long)
 hellaswag.render_example = lambda example: (None, *item, 0)
 sys.modules["hellaswag"] = hellaswag
-tiktoken.get_encoding = lambda name: GPT2Tokenizer()  # the same ids, without a network
+tiktoken.get_encoding = lambda name: tokenizer_from(json.loads(sys.argv[1]))  # no network
 LOOP = "\\nfor step in range(max_steps):"
 BEFORE, AFTER = open("source.py", encoding="utf-8").read().split(LOOP)
 exec(compile(BEFORE, "train_gpt2.py", "exec"))
@@ -66,7 +72,7 @@ state = load_file("initial.safetensors")
 model = GPT(GPTConfig(**json.loads(sys.argv[1])))
 load_weights(model, {**state, "lm_head.weight": state["transformer.wte.weight"]})
 optimizer = make_optimizer(model, learning_rate=1.0)
-save_checkpoint("initial", 0, model, optimizer, {"tokenizer": {"name": "gpt2"}})
+save_checkpoint("initial", 0, model, optimizer, {"tokenizer": json.loads(sys.argv[2])})
 """
 
 
@@ -80,26 +86,42 @@ def python(folder: Path, *args: str) -> str:
     return done.stdout
 
 
-def write_data(folder: Path, args: argparse.Namespace) -> None:
-    """Tokens of Python's manual, once for each: a dataset of ours and their folder of shards.
+def tokenizer_of(args: argparse.Namespace) -> CharTokenizer | GPT2Tokenizer:
+    """GPT-2's tokens or, small enough to be recorded, 256 characters."""
+    return CharTokenizer(LATIN_1) if args.characters else GPT2Tokenizer()
 
-    Length: whole batches and one token, so that both start over at the same place.
+
+def vocabulary_of(args: argparse.Namespace) -> int:
+    """Rows of wte on both sides."""
+    return len(LATIN_1) if args.characters else VOCAB
+
+
+def cut_data(args: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Tokens of Python's manual, training and validation.
+
+    Length: whole batches and one token, so that both loaders start over at the same place.
     """
-    tokens = np.array(GPT2Tokenizer().encode("\n".join(topics.values())))
+    text = "\n".join(topics.values()).encode("latin-1", "replace").decode("latin-1")
     batch = args.rows * args.block
-    train = tokens[: min((len(tokens) - batch - 1) // batch, args.steps * 2 // 3) * batch + 1]
-    val = tokens[-batch - 1 :]
-    meta = {"name": "manual", "source": "pydoc topics", "tokenizer": {"name": "gpt2"}}
-    write_splits(folder / "data", {**meta, "vocab_size": VOCAB}, train, val)
+    most = args.steps * 2 // 3 * batch + 1
+    tokens = np.array(tokenizer_of(args).encode(text[: 20 * (most + batch)]), dtype=np.uint16)
+    return {"train": tokens[: min((len(tokens) - batch - 1) // batch * batch + 1, most)],
+            "val": tokens[-batch - 1 :]}  # fmt: skip
+
+
+def write_data(folder: Path, args: argparse.Namespace, splits: dict[str, np.ndarray]) -> None:
+    """The same tokens twice: a dataset of ours and their folder of shards."""
+    meta = {"name": "manual", "source": "pydoc topics", "vocab_size": vocabulary_of(args)}
+    write_splits(folder / "data", {**meta, "tokenizer": tokenizer_of(args).describe()}, **splits)
     (folder / "edu_fineweb10B").mkdir()
-    np.save(folder / "edu_fineweb10B/train_0.npy", train.astype(np.uint16))
-    np.save(folder / "edu_fineweb10B/val_0.npy", val.astype(np.uint16))
+    for split, tokens in splits.items():
+        np.save(folder / f"edu_fineweb10B/{split}_0.npy", tokens)
 
 
 def shape_of(args: argparse.Namespace) -> dict:
     """The model, in the words both sides use."""
     names = dict(block_size=args.block, n_layer=args.layers, n_head=args.heads, n_embd=args.width)
-    return {"vocab_size": VOCAB, **names}
+    return {"vocab_size": vocabulary_of(args), **names}
 
 
 def adapt(source: str, args: argparse.Namespace) -> str:
@@ -125,7 +147,7 @@ def run_theirs(checkout: Path, folder: Path, args: argparse.Namespace) -> list[d
     """Their steps: loss, lr, norm; leaves initial.safetensors in the folder."""
     source = (checkout / "train_gpt2.py").read_text(encoding="utf-8")
     (folder / "source.py").write_text(adapt(source, args), encoding="utf-8")
-    printed = python(folder, THEIRS)
+    printed = python(folder, THEIRS, json.dumps(tokenizer_of(args).describe()))
     found = re.findall(r"step +\d+ \| loss: (\S+) \| lr (\S+) \| norm: (\S+)", printed)
     return [dict(zip(("loss", "lr", "norm"), map(float, line), strict=True)) for line in found]
 
@@ -133,11 +155,14 @@ def run_theirs(checkout: Path, folder: Path, args: argparse.Namespace) -> list[d
 def run_ours(folder: Path, args: argparse.Namespace, *flags: str) -> list[dict]:
     """Our steps, by train.py; `flags` are for trying what must not be equal."""
     if not (folder / "initial").exists():
-        python(folder, CONVERT, json.dumps(shape_of(args)))
+        tokenizer = json.dumps(tokenizer_of(args).describe())
+        python(folder, CONVERT, json.dumps(shape_of(args)), tokenizer)
     out = f"run{len(list(folder.glob('run*')))}"
     settings = {
         "data": "data", "out": out, "init-from": "initial", "device": args.device,
-        "dtype": args.dtype, "compile": "off", "vocab-multiple": 1,
+        "dtype": args.dtype, "compile": "off", "vocab-multiple": 1, "attention": "sdpa",
+        "muon-learning-rate": 0, "weight-decay": 0.1, "beta1": 0.9, "beta2": 0.95, "grad-clip": 1.0,
+        "dropout": 0.0,
         "batch-size": args.rows, "block-size": args.block, "n-layer": args.layers,
         "n-head": args.heads, "n-embd": args.width, "max-steps": args.steps,
         "total-batch-size": args.rows * args.block * args.micro_steps,
@@ -147,10 +172,20 @@ def run_ours(folder: Path, args: argparse.Namespace, *flags: str) -> list[dict]:
     }  # fmt: skip
     line = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     code = "from nanogpt_lib.train import main\nsys.exit(main(sys.argv[1:]))"
-    python(folder, code, *line, "--no-shuffle", *flags)
+    python(folder, code, *line, "--bias", "--no-shuffle", *flags)
     log = (folder / out / "log.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, log) if "train_loss" in row]
     return [{"loss": r["train_loss"], "lr": r["lr"], "norm": r["grad_norm"]} for r in rows]
+
+
+def record(args: argparse.Namespace, folder: Path, splits: dict, theirs: list[dict]) -> None:
+    """Keep what the test suite needs to repeat our half of the comparison without a checkout."""
+    args.record.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / "initial.safetensors", args.record / "initial.safetensors")
+    np.savez_compressed(args.record / "tokens.npz", **splits)
+    names = ("steps", "rows", "block", "layers", "heads", "width", "micro_steps", "characters")
+    about = {name: getattr(args, name) for name in names}
+    write_json(args.record / "steps.json", {"settings": about, "theirs": theirs})
 
 
 def worst(ours: list[dict], theirs: list[dict], name: str) -> float:
@@ -169,6 +204,8 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="auto", help="of ours; theirs takes CUDA if it can")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="largest difference (nats)")
+    parser.add_argument("--characters", action="store_true", help="256 characters as vocabulary")
+    parser.add_argument("--record", type=Path, help="keep weights, tokens and their steps here")
     parser.add_argument("--json", type=Path, help="also write both curves to this file")
     return parser.parse_args(argv)
 
@@ -180,9 +217,12 @@ def main(argv: list[str] | None = None) -> int:
         sys.exit(f"{args.checkout}: no train_gpt2.py here; clone karpathy/build-nanogpt")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_data(folder, args)
+        splits = cut_data(args)
+        write_data(folder, args, splits)
         theirs = run_theirs(args.checkout, folder, args)
         ours = run_ours(folder, args)
+        if args.record:
+            record(args, folder, splits, theirs)
     print(f"{'step':>4}{'theirs':>12}{'ours':>12}{'difference':>12}")
     for step, (a, b) in enumerate(zip(theirs, ours, strict=True)):
         difference = b["loss"] - a["loss"]
