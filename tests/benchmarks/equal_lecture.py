@@ -161,8 +161,8 @@ def run_ours(folder: Path, args: argparse.Namespace, *flags: str) -> list[dict]:
     settings = {
         "data": "data", "out": out, "init-from": "initial", "device": args.device,
         "dtype": args.dtype, "compile": "off", "vocab-multiple": 1, "attention": "sdpa",
-        "muon-learning-rate": 0, "weight-decay": 0.1, "beta1": 0.9, "beta2": 0.95, "grad-clip": 1.0,
-        "dropout": 0.0,
+        "optimizer": "adamw", "schedule": "cosine", "weight-decay": 0.1, "beta1": 0.9,
+        "beta2": 0.95, "grad-clip": 1.0, "dropout": 0.0,
         "batch-size": args.rows, "block-size": args.block, "n-layer": args.layers,
         "n-head": args.heads, "n-embd": args.width, "max-steps": args.steps,
         "total-batch-size": args.rows * args.block * args.micro_steps,
