@@ -12,24 +12,35 @@ What a source is, its contents decide; one line on stderr says what it was taken
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from nanogpt_lib.checkpoint import newest_checkpoint
+from nanogpt_lib.choices import MODELS
 from nanogpt_lib.model import GPT, GPTConfig, load_weights
 from nanogpt_lib.pretrained import GPT2_SIZES, crop_block_size, load_pretrained
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.foreign_checkpoints import newest_file, read_foreign
-from nanogpt_lib.support.huggingface import WEIGHTS, check_sizes, checked_shape, read_tensors
+from nanogpt_lib.support.huggingface import WEIGHTS, checked_shape, read_tensors
 from nanogpt_lib.support.tokenizer_files import alphabet_beside, by_rows, read_tokenizer
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 
 RECORDED = Path(__file__).resolve().parents[1] / "notebooks" / "recorded" / "model"
 LOOKED_FOR = ("state.json", "checkpoints/step_*", *WEIGHTS, "ckpt.pt", "model_*.pt")
 Tokenizer = GPT2Tokenizer | CharTokenizer
-# fields of a GPTConfig, a state dict of model.GPT, description of the tokenizer, what it is
-Read = tuple[dict, dict[str, Tensor], dict | None, str]
+
+
+@dataclass
+class Found:
+    """What a source holds."""
+
+    config: dict  # fields of a GPTConfig
+    state: dict[str, Tensor]  # with the names and shapes of the model's own state dict
+    tokenizer: dict | None  # its description, None if nothing tells it
+    about: str  # for the user
+    model: type[GPT] = GPT
 
 
 def say_on_stderr(line: str) -> None:
@@ -47,19 +58,21 @@ def load_model(
     in one line what the source was taken for. Raises UserError in one line if there is no model, or
     if its tokenizer's files are another's than GPT-2's.
     """
-    config, state, description, about = read_model(source, say)
-    tokenizer = tokenizer_from(description) if description else None
-    if tokenizer is not None:
-        config = {**config, "vocab_size": tokenizer.vocab_size}  # more rows are padding
-    crop_block_size(config, state, changes.pop("block_size", config["block_size"]))
+    found = read_model(source, say)
+    config, tokenizer = dict(found.config), None
+    if found.tokenizer is not None:
+        tokenizer = tokenizer_from(found.tokenizer)
+        config["vocab_size"] = tokenizer.vocab_size  # more rows are padding
     try:
-        model = GPT(GPTConfig(**{**config, **changes}))
-        load_weights(model, state, config["vocab_size"])
+        if changes.get("block_size", config["block_size"]) != config["block_size"]:
+            crop_block_size(config, found.state, changes["block_size"])
+        model = found.model(GPTConfig(**{**config, **changes}))
+        load_weights(model, found.state, config["vocab_size"])
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     except (TypeError, ValueError, KeyError, AssertionError) as error:  # a setting we do not have
         raise UserError(f"{source}: cannot be built here ({error!r})") from error
-    say(f"{source}: {about}")
+    say(f"{source}: {found.about}")
     return model, tokenizer
 
 
@@ -70,7 +83,7 @@ def recorded_model() -> tuple[GPT, CharTokenizer]:
     return load_model(RECORDED, say=lambda line: None)
 
 
-def read_model(source: str | Path, say: Callable[[str], None]) -> Read:
+def read_model(source: str | Path, say: Callable[[str], None]) -> Found:
     """Tell what a source is and read it."""
     path = Path(source)
     if isinstance(source, str) and source in GPT2_SIZES:
@@ -91,7 +104,7 @@ def read_model(source: str | Path, say: Callable[[str], None]) -> Read:
         ) from error
 
 
-def read_folder(folder: Path) -> Read:
+def read_folder(folder: Path) -> Found:
     """A run or checkpoint of ours, a Hugging Face folder, or a folder of nanoGPT's."""
     if (folder / "state.json").exists() or (folder / "checkpoints").is_dir():
         return read_ours(folder)
@@ -102,40 +115,43 @@ def read_folder(folder: Path) -> Read:
     raise UserError(f"{folder}: no model here (looked for {', '.join(LOOKED_FOR)})")
 
 
-def read_file(path: Path) -> Read:
+def read_file(path: Path) -> Found:
     """A file of others, or the folder that a file of weights belongs to."""
     if path.name in (*WEIGHTS, "state.json", "config.json"):
         return read_folder(path.parent)
     return read_others(path)
 
 
-def read_ours(source: Path) -> Read:
+def read_ours(source: Path) -> Found:
     """The newest whole checkpoint of a run, or the one checkpoint that `source` is."""
     folder, saved = newest_checkpoint(source)
     try:
         config = checked_shape(dict(saved["model_config"]), f"{folder}/state.json")
         description = dict(saved["tokenizer"])
         tokenizer = tokenizer_from(description)
+        kind = saved.get("train_config", {}).get("model", "gpt2")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}/state.json: damaged ({error})") from error
+    if kind not in MODELS:
+        raise UserError(f"{folder}: a model {kind!r}, this library has {', '.join(MODELS)}")
     state = {name: t.float() for name, t in read_tensors(folder / "model.safetensors").items()}
-    check_sizes(config, state, str(folder))
-    state["lm_head.weight"] = state["transformer.wte.weight"]
+    if "transformer.wte.weight" in state:  # saved once for both
+        state.setdefault("lm_head.weight", state["transformer.wte.weight"])
     if tokenizer.vocab_size != config["vocab_size"]:
         sizes = f"{tokenizer.vocab_size} tokens, the model {config['vocab_size']}"
         raise UserError(f"{folder}/state.json: the tokenizer has {sizes}")
     words = "GPT-2's tokenizer" if tokenizer.eot else f"{tokenizer.vocab_size} characters"
-    return config, state, description, f"our checkpoint {folder.name}, {words}"
+    return Found(config, state, description, f"our checkpoint {folder.name}, {words}", MODELS[kind])
 
 
-def read_huggingface(source: str) -> Read:
+def read_huggingface(source: str) -> Found:
     """A Hugging Face checkpoint: a folder, a name on the hub or in NANOGPT_MIRROR."""
     config, state = load_pretrained(source)
     description, words = read_tokenizer(source, config["vocab_size"])
-    return config, state, description, f"Hugging Face checkpoint, {words}"
+    return Found(config, state, description, f"Hugging Face checkpoint, {words}")
 
 
-def read_others(path: Path) -> Read:
+def read_others(path: Path) -> Found:
     """A checkpoint file of nanoGPT or build-nanogpt; characters are told by characters.json."""
     config, state, origin = read_foreign(path)
     if (path.parent / "characters.json").exists():
@@ -144,4 +160,4 @@ def read_others(path: Path) -> Read:
         description, words = by_rows(config["vocab_size"])
     if description is None:
         words += ' (put its sorted characters into characters.json beside it, as one "string")'
-    return config, state, description, f"{path.name} of {origin}, {words}"
+    return Found(config, state, description, f"{path.name} of {origin}, {words}")

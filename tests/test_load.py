@@ -17,11 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from conftest import program
 from nanogpt_lib import load, score
 from nanogpt_lib.huggingface import save_huggingface
 from nanogpt_lib.load import load_model, recorded_model
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.pretrained import GPT2_SIZES, to_huggingface
+from nanogpt_lib.recipes.text import write_splits
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.huggingface import OPENAI, huggingface_config
 from nanogpt_lib.support.tokenizer_files import gpt2_files
@@ -505,6 +507,67 @@ def test_an_untied_foreign_model_is_refused(tmp_path):
     content["model"]["lm_head.weight"] = content["model"]["lm_head.weight"] + 1
     torch.save(content, path)
     assert "lm_head and wte differ" in refusal(path)
+
+
+# ---- and from there, training goes on
+
+
+def log_values(out: Path, name: str) -> dict[int, float]:
+    """Step → value of one series in a run's log."""
+    lines = map(json.loads, (out / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def test_a_run_of_commit_935a9ba_resumes_as_it_would_have_gone_on(tmp_path):
+    shutil.copytree(OLD, tmp_path / "old")
+    done = program("train.py", "--resume", "--out", "run", cwd=tmp_path / "old")
+    assert done.returncode == 0, done.stderr
+    for name in ("train_loss", "val_loss"):
+        ours, theirs = (log_values(at / "run", name) for at in (tmp_path / "old", OLD))
+        assert ours.keys() == theirs.keys() and max(ours) == 4
+        assert all(abs(ours[step] - theirs[step]) < 1e-4 for step in ours)
+
+
+TRAIN = (
+    "--batch-size 2 --total-batch-size 32 --max-steps 2 --warmup-steps 1 --eval-every 0 "
+    "--eval-tokens 32 --save-every 0 --sample-every 0 --sample-tokens 4 --device cpu "
+    "--dtype float32 --compile off --block-size 16"
+).split()
+
+
+def dataset(folder: Path, tokenizer) -> Path:
+    """A few hundred tokens of this tokenizer."""
+    ids = np.random.default_rng(0).integers(0, tokenizer.vocab_size, 600)
+    meta = {"name": "x", "source": "random", "tokenizer": tokenizer.describe()}
+    write_splits(folder, {**meta, "vocab_size": tokenizer.vocab_size}, ids[:500], ids[500:])
+    return folder
+
+
+def test_training_starts_from_a_checkpoint_of_nanogpt(tmp_path):
+    model = small(bias=False)
+    path = nanogpt_file(tmp_path / "ckpt.pt", model)
+    data = dataset(tmp_path / "data", CHARS)
+    flags = [*TRAIN, "--init-from", path, "--data", data, "--out", tmp_path / "run"]
+    refused = program("train.py", *flags, "--sample-prompt", "a")
+    assert refused.returncode == 1 and "tokenizer" in refused.stderr.splitlines()[-1]
+    (tmp_path / "characters.json").write_text(json.dumps(CHARS.characters))
+    done = program("train.py", *flags, "--sample-prompt", "a", "--learning-rate", "1e-12",
+                   "--min-lr", "0")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    trained, tokenizer, _ = heard(tmp_path / "run")
+    assert same_tokenizer(tokenizer, CHARS)
+    torch.testing.assert_close(logits(trained), logits(model), atol=1e-4, rtol=0)
+
+
+def test_training_on_data_of_another_alphabet_of_the_same_size_is_refused(tmp_path):
+    model = small()
+    save_huggingface(tmp_path / "hf", vars(model.config), model.state_dict(), CHARS)
+    other = CharTokenizer(CHARS.characters.replace("z", "ß"))
+    data = dataset(tmp_path / "data", other)
+    done = program("train.py", *TRAIN, "--init-from", tmp_path / "hf", "--data", data,
+                   "--out", tmp_path / "run", "--sample-prompt", "a")  # fmt: skip
+    assert done.returncode == 1 and "another tokenizer" in done.stderr.splitlines()[-1]
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
 # ---- whatever is given, one line
