@@ -12,7 +12,6 @@ import pytest
 
 from conftest import ROOT
 from nanogpt_lib.support.growth import difference
-from nanogpt_lib.support.places import run_python
 
 sys.path.insert(0, str(ROOT / "tools"))
 import export  # noqa: E402
@@ -413,9 +412,3 @@ def test_a_chapter_shows_what_it_changed_in_an_earlier_definition(tmp_path):
     for name, chapter in (("f", 1), ("f", 3), ("g", 2)):
         with pytest.raises(LookupError, match=f"{chapter} replaces no definition of {name}"):
             difference(name, chapter, notebooks=tmp_path / "notebooks")
-
-
-def test_a_child_that_fails_shows_its_own_words():
-    assert run_python("-c", "print('fine')") == "fine\n"
-    with pytest.raises(RuntimeError, match="status 3:\nhalf\nthe reason$"):
-        run_python("-c", "import sys; print('half'); print('the reason', file=sys.stderr); exit(3)")
