@@ -1,7 +1,8 @@
 """Make data/hellaswag/val.jsonl: HellaSwag's validation set, 10,042 items.
 
-    python data/hellaswag.py          the published file (12 MB), from the mirror or the internet
-    python data/hellaswag.py --own    32 items of our own in the same format, no download
+    python data/hellaswag.py            the published file (12 MB), from the mirror or the internet
+    python data/hellaswag.py --own      32 items of our own in the same format, no download
+    python data/hellaswag.py --verify   is data/hellaswag/val.jsonl still undamaged?
 
 Without a connection it falls back to our own items and says so. They are easy and few: they show
 that the code runs, and a score on them is no HellaSwag score. The programs tell by the field
@@ -11,17 +12,24 @@ NANOGPT_MIRROR (a folder or URL) is asked first, for hellaswag/hellaswag_val.jso
 a folder may hold hellaswag_val.jsonl.gz, a text version with the evaluation harness's clean-up.
 """
 
+if __name__ == "__main__" and not __package__:  # run by path: import from the repository
+    import sys
+    from pathlib import Path
+
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+
+import argparse
 import gzip
 import hashlib
 import json
 import sys
 from pathlib import Path
 
-from nanogpt_lib.recipes.text import DATA
-from nanogpt_lib.support.cli import OneLineParser, run_program
+from nanogpt_lib.support.cli import OneLineParser, run_recipe
 from nanogpt_lib.support.download import from_mirror, obtain
 from nanogpt_lib.support.errors import UserError
-from nanogpt_lib.support.files import write_atomically, write_json
+from nanogpt_lib.support.files import make_folder, write_atomically, write_json
+from nanogpt_lib.support.places import DATA
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 # SHA-256 of the published file (recorded by Hugging Face datasets) and of the text version
@@ -50,7 +58,6 @@ def published_items() -> tuple[bytes, str]:
 
 def write_items(out: Path, items: bytes, source: str) -> None:
     """Write val.jsonl and, beside it, what it is."""
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "val.jsonl", items)
     count = items.count(b"\n")
     digest = hashlib.sha256(items).hexdigest()
@@ -58,32 +65,62 @@ def write_items(out: Path, items: bytes, source: str) -> None:
     print(f"{count:,} items in {out / 'val.jsonl'}: {source}")
 
 
+def what_is_there(out: Path) -> tuple[str | None, str | None]:
+    """The SHA-256 of val.jsonl and the source that source.json notes for it.
+
+    None and None where one is missing; the source is None if the file is not the one it notes.
+    """
+    note, items = out / "source.json", out / "val.jsonl"
+    if not (note.exists() and items.exists()):
+        return None, None
+    digest = hashlib.sha256(items.read_bytes()).hexdigest()
+    try:
+        noted = json.loads(note.read_text(encoding="utf-8"))
+        return digest, noted["source"] if noted["sha256"] == digest else None
+    except (ValueError, KeyError, TypeError):
+        return digest, None
+
+
+def verify(out: Path) -> None:
+    """Compare val.jsonl with the sum noted beside it; raises UserError if it differs."""
+    digest, source = what_is_there(out)
+    if digest is None:
+        raise UserError(
+            f"{out}: no val.jsonl with a source.json; make it with python data/hellaswag.py"
+        )
+    if source is None:
+        raise UserError(f"{out / 'val.jsonl'}: damaged (SHA-256 differs from source.json's)")
+    print(f"{out / 'val.jsonl'}: undamaged, {source}")
+
+
 def main() -> None:
     """Read the command line, get the items, write them."""
-    parser = OneLineParser(prog="hellaswag.py", description=__doc__.split("\n")[0])
+    parser = OneLineParser(prog="hellaswag.py", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--own", action="store_true", help="items of our own, no download")
-    parser.add_argument("--out", type=Path, default=DATA / "hellaswag", help="(data/hellaswag)")
+    default = "(default: data/hellaswag of this repository)"
+    parser.add_argument("--out", type=Path, default=DATA / "hellaswag", help=f"folder {default}")
+    parser.add_argument("--verify", action="store_true", help="compare OUT with its recorded sum")
     args = parser.parse_args()
-    note = args.out / "source.json"
-    if note.exists() and (args.out / "val.jsonl").exists():
-        have = json.loads(note.read_text(encoding="utf-8"))
-        digest = hashlib.sha256((args.out / "val.jsonl").read_bytes()).hexdigest()
-        if digest == have["sha256"] and (digest in TITLES or args.own):
-            print(f"{args.out / 'val.jsonl'}: already there: {have['source']}")
-            return
+    if args.verify:
+        return verify(args.out)
+    make_folder(args.out)
+    digest, source = what_is_there(args.out)
+    if source and (digest in TITLES or args.own):
+        print(f"{args.out / 'val.jsonl'}: already there: {source}")
+        return None
     if not args.own:
         try:
             items, where = published_items()
             digest = hashlib.sha256(items).hexdigest()
             if digest not in TITLES:
                 raise UserError(f"HellaSwag from {where}: damaged or another version")
-            write_items(args.out, items, TITLES[digest])
-            return
+            return write_items(args.out, items, TITLES[digest])
         except UserError as error:
             print(f"hellaswag.py: {error}", file=sys.stderr)
             print("HellaSwag cannot be had here; taking our own items, which are NOT HellaSwag")
-    write_items(args.out, OWN.read_bytes(), "items of our own, NOT HellaSwag")
+    return write_items(args.out, OWN.read_bytes(), "items of our own, NOT HellaSwag")
 
 
 if __name__ == "__main__":
-    run_program("hellaswag.py", main, goes_on="the same command goes on", outlives_terminal=True)
+    run_recipe("hellaswag.py", main)

@@ -1,7 +1,7 @@
 """Make the dataset openwebtext: the open copy of GPT-2's WebText, split as nanoGPT splits it.
 
     python data/openwebtext.py                 → data/openwebtext
-    python data/openwebtext.py --local DIR     parquet files you already have
+    python data/openwebtext.py --local DIR     parquet files you already have [--column NAME]
     python data/openwebtext.py --verify        is data/openwebtext still undamaged?
 
 80 parquet files of about 0.3 GB, 8,013,769 documents, about 9 billion GPT-2 tokens, 18 GB. A file
@@ -15,12 +15,19 @@ after it, and documents stay in the order of the files instead of the generator'
 The revision is pinned (b4325f0, as public projects pin it); --revision takes another.
 """
 
+if __name__ == "__main__" and not __package__:  # run by path: import from the repository
+    import sys
+    from pathlib import Path
+
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+
 import math
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 
-from nanogpt_lib.recipes.parquet import make_shards, rows_of
+from nanogpt_lib.recipes.parquet import count_rows, make_shards
 from nanogpt_lib.recipes.sources import (
     Source,
     hub_source,
@@ -29,7 +36,7 @@ from nanogpt_lib.recipes.sources import (
     recipe_parser,
     verify,
 )
-from nanogpt_lib.support.cli import run_program
+from nanogpt_lib.support.cli import run_recipe
 from nanogpt_lib.support.download import from_mirror
 
 REPO = "Skylion007/openwebtext"
@@ -38,14 +45,18 @@ DOCUMENTS = 8_013_769
 NANOGPT = {"train": 9_035_582_198, "val": 4_434_897}  # tokens, from its data/openwebtext/prepare.py
 
 
-def choose_source(args) -> Source:
-    """A given folder, the mirror, or the hub."""
-    here = args.local or from_mirror("openwebtext")
+def choose_source(args: Namespace) -> tuple[str, Source]:
+    """The name of the dataset and its files: a given folder, the mirror, or the hub."""
+    if args.local:
+        given = args.local.resolve().name
+        return given, local_source(args.local, f"parquet files of {given}", args.files, args.column)
+    here = from_mirror("openwebtext")
     if isinstance(here, Path):
-        title = f"OpenWebText, parquet files of {here.resolve().name}"
-        return local_source(here, title, args.files)
+        title = "OpenWebText from the mirror"
+        return "openwebtext", local_source(here, title, args.files, args.column)
     where = (args.revision or REVISION, args.out / "parquet")
-    return hub_source(REPO, "plain_text", *where, keep=args.keep, files=args.files)
+    some = dict(keep=args.keep, files=args.files, column=args.column)
+    return "openwebtext", hub_source(REPO, "plain_text", *where, **some)
 
 
 def held_out(source: Source) -> set[int]:
@@ -56,7 +67,7 @@ def held_out(source: Source) -> set[int]:
     """
     rows = DOCUMENTS
     if not source.remote:
-        rows = sum(rows_of(source.fetch(name), name) for name, _ in source.files)
+        rows = sum(count_rows(source.fetch(name), name) for name, _ in source.files)
     share = 1 / min(2000, max(10, source.size // 2_000_000))
     order = np.random.default_rng(2357).permutation(rows)
     return set(order[: math.ceil(share * rows)].tolist())
@@ -64,15 +75,13 @@ def held_out(source: Source) -> set[int]:
 
 def main() -> None:
     """Make the shards, or check them."""
-    args = parse(recipe_parser("openwebtext", __doc__.split("\n")[0]))
+    args = parse(recipe_parser("openwebtext", __doc__))
     if args.verify:
         return verify(args.out)
-    source = choose_source(args)
+    name, source = choose_source(args)
     rows = held_out(source)
     how = dict(val_tokens=0, shard_tokens=args.shard_tokens, keep=args.keep)
-    made = make_shards(
-        source, args.out, "openwebtext", held_out=lambda place: place[2] in rows, **how
-    )
+    made = make_shards(source, args.out, name, held_out=lambda place: place[2] in rows, **how)
     if made and made["documents"] == DOCUMENTS:
         tokens = {split: sum(s["tokens"] for s in made["splits"][split]) for split in NANOGPT}
         print("the same counts as nanoGPT's" if tokens == NANOGPT else f"nanoGPT has {NANOGPT}")
@@ -80,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_program("openwebtext.py", main, goes_on="the same command goes on", outlives_terminal=True)
+    run_recipe("openwebtext.py", main)

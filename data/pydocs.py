@@ -2,10 +2,17 @@
 
     python data/pydocs.py                     characters  → data/pydocs
     python data/pydocs.py --tokenizer gpt2    GPT-2 BPE   → data/pydocs_gpt2
+    python data/pydocs.py --verify            is data/pydocs still undamaged?
 
 The text is the language reference as `help()` shows it (pydoc topics) and the docstrings of the
 standard library, read from its source files. It differs a little between Python versions.
 """
+
+if __name__ == "__main__" and not __package__:  # run by path: import from the repository
+    import sys
+    from pathlib import Path
+
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 import ast
 import platform
@@ -14,6 +21,7 @@ import sysconfig
 from pathlib import Path
 
 from nanogpt_lib.recipes.text import text_recipe
+from nanogpt_lib.support.cli import run_recipe
 from nanogpt_lib.support.errors import UserError
 
 LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__", "dist-packages"}
@@ -57,6 +65,11 @@ def collect() -> str:
     return text
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Make the dataset, or check it."""
     source = f"pydoc topics and standard library docstrings of Python {platform.python_version()}"
-    text_recipe("pydocs", source, collect)
+    text_recipe("pydocs", __doc__, source, collect)
+
+
+if __name__ == "__main__":
+    run_recipe("pydocs.py", main)

@@ -221,7 +221,7 @@ def test_datatrove_on_slurm_submits_an_array_and_then_one_task(parquet, tmp_path
                 SLURM_ARRAY_TASK_ID=str(task), SLURM_NODELIST="here", SLURM_JOB_ID="1"
             )
             environment["PYTHONPATH"] = os.pathsep.join(
-                [str(DATA), str(DATA.parent), os.environ.get("PYTHONPATH", "")]
+                [str(DATA.parent), os.environ.get("PYTHONPATH", "")]
             )
             command = [sys.executable, "-m", "datatrove.tools.launch_pickled_pipeline"]
             pickled = tmp_path / f"out_logs/{step}/executor.pik"

@@ -4,12 +4,14 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from conftest import ROOT
 from nanogpt_lib.hellaswag import read_items
 from nanogpt_lib.shards import TokenStream
 from nanogpt_lib.support.datasets import read_meta, verify_shards
@@ -184,14 +187,15 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path):
         assert not list(out.glob("*.npy")) and not (out / "meta.json").exists()
 
 
-def test_a_run_of_white_space_of_any_length_is_encoded(monkeypatch):
-    monkeypatch.syspath_prepend(str(DATA))
-    from nanogpt_lib.recipes import parquet as recipes
-
+def test_a_document_of_much_white_space_is_encoded_whole(tmp_path):
     far = "start" + " " * 1_200_000 + "far to the right"  # tiktoken alone panics on this
-    for text in ("naïve text", "", "lone \ud800 surrogate", "<|endoftext|>", "\x00\x1b\r\n"):
-        assert recipes.encode_any(text).tolist() == GPT2Tokenizer().encode(text)
-    assert GPT2Tokenizer().decode(recipes.encode_any(far).tolist()) == far
+    write_parquet(tmp_path / "a.parquet", [far, "short"] * 2)
+    recipe("fineweb.py", "--local", tmp_path, "--out", tmp_path / "out")
+    read = np.concatenate([everything(tmp_path / "out", s) for s in ("val", "train")])
+    eot = GPT2Tokenizer.eot
+    documents = np.split(read, np.flatnonzero(read == eot))[1:]
+    texts = [GPT2Tokenizer().decode(tokens[1:].tolist()) for tokens in documents]
+    assert texts == [far, "short"] * 2
 
 
 def test_a_file_without_a_text_column_and_a_full_disk_are_told_in_words(tmp_path, monkeypatch):
@@ -199,13 +203,14 @@ def test_a_file_without_a_text_column_and_a_full_disk_are_told_in_words(tmp_path
     from nanogpt_lib.recipes import parquet as recipes
     from nanogpt_lib.recipes import sources
 
-    pq.write_table(pa.table({"content": ["a"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"title": ["a"], "body": ["b"]}), tmp_path / "a.parquet")
     source = sources.local_source(tmp_path, "test")
-    with pytest.raises(UserError, match=r"a.parquet: no column text; it has \['content'\]"):
-        list(recipes.documents(source, recipes.BEGIN, lambda read: None))
+    columns = r"no column text; give --column, one of \['title', 'body'\]"
+    with pytest.raises(UserError, match=f"a.parquet: {columns}"):
+        list(recipes.read_documents(source, recipes.BEGIN, lambda read: None))
     big = sources.Source("big", [("a.parquet", 10**15)], lambda name: tmp_path, remote=True)
     with pytest.raises(UserError, match="needed, .* free in .*; choose a larger disk with --out"):
-        recipes.check_disk(big, tmp_path, keep=False, done_tokens=0)
+        recipes.check_disk(big, tmp_path, keep=False, written=0)
     small = tmp_path / "small"
     small.mkdir()
     write_parquet(small / "a.parquet", [f"{i} is a number and no word" for i in range(5000)])
@@ -464,3 +469,133 @@ def test_shakespeare_takes_the_mirror_and_nothing_else_for_it(server, tmp_path):
     done = recipe("shakespeare.py", "--out", tmp_path / "s", NANOGPT_MIRROR=server.url, check=False)
     assert done.returncode == 1 and "SHA-256 differs" in done.stderr
     assert not (tmp_path / "s").exists() and not (DATA / name).exists()
+
+
+# --- any recipe, from anywhere, into any folder -------------------------------------------------
+
+
+RECIPES = ["fineweb.py", "openwebtext.py", "hellaswag.py", "pydocs.py", "shakespeare.py", "text.py"]
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """What each recipe needs to make a small dataset without a network."""
+    folder = tmp_path / "input"
+    folder.mkdir()
+    write_parquet(folder / "a.parquet", ["some ordinary text"] * 60)
+    (tmp_path / "own.txt").write_text("text of my own " * 60)
+    local, own = ["--local", folder], [tmp_path / "own.txt"]
+    return {"fineweb.py": local, "openwebtext.py": local, "hellaswag.py": ["--own"], "text.py": own}
+
+
+@pytest.mark.parametrize("name", [*RECIPES, "fineweb_datatrove.py"])
+def test_a_recipe_belongs_to_the_repository_it_lies_in(tmp_path, name):
+    """Nothing installed, another working directory, a Python that adds no folder to its path."""
+    for folder in ("data", "nanogpt_lib"):
+        only = shutil.ignore_patterns("*.npy", "*.json", "*.txt", "downloads", "__pycache__")
+        shutil.copytree(ROOT / folder, tmp_path / "copy" / folder, ignore=only)
+    command = [sys.executable, tmp_path / "copy" / "data" / name]
+    for safe in ("", "1"):
+        env = quiet({"PYTHONSAFEPATH": safe, "PYTHONPATH": ""})
+        arguments = ["--verify", "a.txt"] if name == "text.py" else ["--verify"]
+        done = subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, cwd=tmp_path, env=env
+        )
+        assert done.returncode == 1 and str(tmp_path / "copy" / "data") in done.stderr
+        assert done.stderr.count("\n") == 1
+        help = subprocess.run([*command, "--help"], capture_output=True, cwd=tmp_path, env=env)
+        assert help.returncode == 0 and f"python data/{name}".encode() in help.stdout
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_out_that_is_a_file_or_cannot_be_written_is_one_line(tmp_path, name, arguments):
+    (tmp_path / "file").write_text("mine")
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    cases = [(tmp_path / "file", "a file is in the way; choose another --out")]
+    cases.append((tmp_path / "file" / "below", "a file is in the way; choose another --out"))
+    if os.name != "nt" and os.getuid() != 0:
+        cases.append((locked, "cannot be written to; choose another --out"))
+        cases.append((locked / "below", "cannot be created (Permission denied)"))
+    if sys.platform == "linux":  # root is refused there, too
+        cases.append((Path("/proc/nowhere"), "cannot be created (No such file or directory)"))
+    for out, message in cases:
+        done = recipe(name, *arguments.get(name, []), "--out", out, check=False)
+        assert done.returncode == 1 and message in done.stderr and str(out) in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine" and not list(locked.iterdir())
+
+
+@pytest.mark.parametrize("name", ["fineweb.py", "openwebtext.py", "hellaswag.py", "text.py"])
+def test_verify_finds_one_flipped_bit_in_what_any_recipe_made(tmp_path, name, arguments):
+    out = tmp_path / "out"
+    recipe(name, *arguments[name], "--out", out)
+    assert "undamaged" in recipe(name, "--verify", "--out", out).stdout
+    path = out / ("val.jsonl" if name == "hellaswag.py" else "val_000000.npy")
+    data = bytearray(path.read_bytes())
+    data[-4] ^= 1
+    path.write_bytes(data)
+    done = recipe(name, "--verify", "--out", out, check=False)
+    assert done.returncode == 1 and f"{path}: damaged" in done.stderr
+    done = recipe(name, "--verify", "--out", tmp_path / "nowhere", check=False)
+    assert done.returncode == 1 and "nowhere" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_text_recipe_verifies_and_never_writes_over_another_dataset(tmp_path, arguments):
+    recipe("pydocs.py", "--out", tmp_path / "pydocs")
+    assert "undamaged" in recipe("pydocs.py", "--verify", "--out", tmp_path / "pydocs").stdout
+    recipe("pydocs.py", "--out", tmp_path / "pydocs")  # the same one is made again
+    recipe("fineweb.py", *arguments["fineweb.py"], "--out", tmp_path / "fineweb")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "progress.json").write_text("{}")
+    for folder, words in (("fineweb", "holds the dataset input"), ("half", "is being made there")):
+        before = files(tmp_path / folder)
+        done = recipe("pydocs.py", "--out", tmp_path / folder, check=False)
+        assert done.returncode == 1 and words in done.stderr and "another --out" in done.stderr
+        assert files(tmp_path / folder) == before
+
+
+@pytest.mark.parametrize("name", ["fineweb.py", "openwebtext.py"])
+def test_another_column_is_taken_and_apples_files_are_skipped(tmp_path, name):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    pq.write_table(
+        pa.table({"content": ["a text " * 50] * 40, "id": list(range(40))}), folder / "0.parquet"
+    )
+    (folder / "._0.parquet").write_bytes(b"\x00\x05\x16\x07" + bytes(64))
+    done = recipe(name, "--local", folder, "--out", tmp_path / "only")  # the one of strings
+    assert "1 hidden file skipped" in done.stdout and "40 documents" in done.stdout
+    recipe(name, "--local", folder, "--column", "content", "--out", tmp_path / "named")
+    text = GPT2Tokenizer().decode(everything(tmp_path / "named", "train").tolist())
+    assert "a text a text" in text
+    assert read_meta(tmp_path / "only")["splits"] == read_meta(tmp_path / "named")["splits"]
+    done = recipe(name, "--local", folder, "--column", "text", "--out", tmp_path / "x", check=False)
+    assert done.returncode == 1 and "no column text; give --column, one of" in done.stderr
+    done = recipe(name, "--local", folder, "--column", "id", "--out", tmp_path / "x", check=False)
+    assert done.returncode == 1 and "column id holds no text" in done.stderr
+
+
+def test_meta_says_what_the_files_are_not_what_was_asked_for(tmp_path):
+    for given in ("mirror/fineweb_edu_standin/sample/10BT", "mirror/openwebtext", "my books"):
+        (tmp_path / given).mkdir(parents=True)
+        write_parquet(tmp_path / given / "a.parquet", ["some ordinary text"] * 60)
+    cases = [
+        ("fineweb.py", [], "fineweb-edu-stand-in", "NOT FineWeb-Edu"),
+        ("openwebtext.py", [], "openwebtext", "OpenWebText from the mirror"),
+        ("fineweb.py", ["--local", tmp_path / "my books"], "my books", "parquet files of my books"),
+        ("openwebtext.py", ["--local", tmp_path / "my books"], "my books", "files of my books"),
+    ]
+    for number, (name, arguments, called, source) in enumerate(cases):
+        out = tmp_path / f"out{number}"
+        mirror = str(tmp_path / "mirror")
+        done = recipe(name, *arguments, "--out", out, NANOGPT_MIRROR=mirror)
+        meta = read_meta(out)
+        assert meta["name"] == called and source in meta["source"] and source in done.stdout
+
+
+@pytest.mark.skipif(find_spec("datatrove") is not None, reason="datatrove is installed")
+def test_without_datatrove_its_recipe_says_what_is_missing(tmp_path, arguments):
+    where = [*arguments["fineweb.py"], "--out", tmp_path / "out"]
+    done = recipe("fineweb_datatrove.py", *where, check=False)
+    assert done.returncode == 1 and "needs datatrove: pip install datatrove" in done.stderr
+    assert not (tmp_path / "out").exists()

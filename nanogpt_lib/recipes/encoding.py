@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from nanogpt_lib.shards import document_row
+from nanogpt_lib.support.vocabulary import encode_gpt2
+from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 Ids = list[int] | np.ndarray  # the tokens of one text
 
@@ -31,13 +33,40 @@ def batch_encoder(
     return encode_batch
 
 
-def take(documents: Iterator, most: int, characters: int = 1 << 24) -> list[tuple[object, str]]:
+def next_documents(
+    documents: Iterator[tuple[object, str]], most: int, characters: int = 1 << 24
+) -> list[tuple[object, str]]:
     """The next documents: at most so many, and no more once they hold so many characters."""
-    taken = []
-    while len(taken) < most and characters > 0 and (document := next(documents, None)):
-        taken.append(document)
+    batch = []
+    while len(batch) < most and characters > 0 and (document := next(documents, None)):
+        batch.append(document)
         characters -= len(document[1])
-    return taken
+    return batch
+
+
+def encode_ahead(
+    documents: Iterable[tuple[object, str]],
+    encode_batch: Callable[[list[str]], list[Ids]],
+    batch: int = 1024,
+) -> Iterator[tuple[object, Ids]]:
+    """(position, text) → (position, ids), in order.
+
+    `encode_batch` encodes many texts at once (see batch_encoder). It works on the next batch while
+    this one is consumed.
+    """
+    documents = iter(documents)
+    with ThreadPoolExecutor(1) as ahead:
+
+        def start():
+            chosen = next_documents(documents, batch)
+            return chosen, ahead.submit(encode_batch, [text for _, text in chosen])
+
+        chosen, task = start()
+        while chosen:
+            following = start()
+            for (position, _), ids in zip(chosen, task.result(), strict=True):
+                yield position, ids
+            chosen, task = following
 
 
 def encode_documents(
@@ -48,19 +77,17 @@ def encode_documents(
 ) -> Iterator[tuple[object, np.ndarray]]:
     """(position, text) → (position, uint16 tokens); <|endoftext|> comes before every document.
 
-    `encode_batch` encodes many texts at once (see batch_encoder). It works on the next batch while
-    this one is consumed. An empty text is no document: left out.
+    An empty text is no document and is left out.
     """
-    documents = iter((position, text) for position, text in documents if text)
-    with ThreadPoolExecutor(1) as ahead:
+    filled = ((position, text) for position, text in documents if text)
+    for position, ids in encode_ahead(filled, encode_batch, batch):
+        yield position, document_row(ids, eot)
 
-        def start():
-            chosen = take(documents, batch)
-            return chosen, ahead.submit(encode_batch, [text for _, text in chosen])
 
-        chosen, task = start()
-        while chosen:
-            following = start()
-            for (position, _), ids in zip(chosen, task.result(), strict=True):
-                yield position, document_row(ids, eot)
-            chosen, task = following
+def encode_gpt2_documents(
+    documents: Iterable[tuple[object, str]], threads: int | None = None
+) -> Iterator[tuple[object, np.ndarray]]:
+    """(position, text) → (position, GPT-2 tokens), on several threads (default: one per core)."""
+    threads = threads or os.cpu_count() or 1
+    encode_batch = batch_encoder(encode_gpt2, threads)
+    return encode_documents(documents, encode_batch, GPT2Tokenizer.eot, batch=128 * threads)

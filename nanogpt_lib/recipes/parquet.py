@@ -4,74 +4,98 @@ Killed at any moment and started again with the same command, a recipe goes on a
 byte-identical files: the shards already written stay, the document that was cut is encoded again.
 """
 
-import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from nanogpt_lib.recipes.encoding import batch_encoder, encode_documents
+from nanogpt_lib.recipes.encoding import encode_gpt2_documents
 from nanogpt_lib.recipes.shard_writer import ShardWriter
-from nanogpt_lib.recipes.sources import Source, dataset_meta, is_there
+from nanogpt_lib.recipes.sources import Source, counted, dataset_meta, is_finished
 from nanogpt_lib.shards import SHARD_TOKENS
 from nanogpt_lib.support.errors import UserError
-from nanogpt_lib.support.vocabulary import gpt2_encoding
-from nanogpt_lib.tokenizer import GPT2Tokenizer
+from nanogpt_lib.support.files import in_units, make_folder, require_space
 
-# tiktoken's regular expression gives up on a run of white space of a million characters
-LONG_SPACE = re.compile(r"\s{200000,}")
 Place = tuple[int, int, int, int]  # file, row in it, rows before this one, documents before it
 BEGIN = (0, 0, 0, 0)
 
 
-def texts_of(path: Path, name: str) -> Iterator[list[str]]:
-    """The column text of a parquet file, some hundred documents at a time.
+def choose_column(names: list[str], strings: list[str], wanted: str | None, where: str) -> str:
+    """The column that holds the text: the one wanted, else text, else the only one of strings.
+
+    Raises UserError that names the columns there are.
+    """
+    if wanted is None and "text" in strings:
+        return "text"
+    if wanted is None and len(strings) == 1:
+        return strings[0]
+    if wanted in names:
+        if wanted in strings:
+            return wanted
+        raise UserError(f"{where}: column {wanted} holds no text; of these one does: {strings}")
+    raise UserError(f"{where}: no column {wanted or 'text'}; give --column, one of {strings}")
+
+
+def text_column(file: pq.ParquetFile, wanted: str | None, name: str) -> str:
+    """The column of a parquet file that holds the text (see choose_column)."""
+
+    def is_text(kind: pa.DataType) -> bool:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        return kind in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
+
+    schema = file.schema_arrow
+    strings = [field.name for field in schema if is_text(field.type)]
+    return choose_column(schema.names, strings, wanted, name)
+
+
+def read_texts(path: Path, name: str, column: str | None = None) -> Iterator[list[str]]:
+    """The text column of a parquet file, some hundred documents at a time.
 
     Bytes that are no UTF-8 (lone surrogates among them) become U+FFFD, a null the empty text.
     """
     try:
         with pq.ParquetFile(path) as file:
-            if "text" not in file.schema_arrow.names:
-                raise UserError(f"{name}: no column text; it has {file.schema_arrow.names}")
-            for batch in file.iter_batches(batch_size=256, columns=["text"]):
-                texts = batch.column(0).cast(pa.large_binary()).to_pylist()
+            column = text_column(file, column, name)
+            for batch in file.iter_batches(batch_size=256, columns=[column]):
+                values = batch.column(0)
+                if pa.types.is_dictionary(values.type):
+                    values = values.dictionary_decode()
+                texts = values.cast(pa.large_binary()).to_pylist()
                 yield [(text or b"").decode("utf-8", errors="replace") for text in texts]
     except (pa.ArrowException, OSError) as error:
         first = str(error).split("\n")[0]
         raise UserError(f"{name}: not a whole parquet file ({first})") from error
 
 
-def documents(
-    source: Source, start: Place, tell: Callable[[float], None]
+def read_documents(
+    source: Source, start: Place, on_read: Callable[[float], None]
 ) -> Iterator[tuple[Place, str]]:
     """Yield (place, text), from the place `start` on; one file on disk at a time.
 
-    `tell` hears how many bytes of parquet have been read.
+    `on_read` is called with the bytes of parquet read so far, counted from the first file on.
     """
     first_file, first_row, index, count = start
     for number in range(first_file, len(source.files)):
         name, size = source.files[number]
         before = sum(size for _, size in source.files[:number])
         path, row = source.fetch(name), 0
-        total = rows_of(path, name)
-        for texts in texts_of(path, name):
+        total = count_rows(path, name)
+        for texts in read_texts(path, name, source.column):
             for at in range(max(0, first_row - row), len(texts)):
                 yield (number, row + at, index, count), texts[at]
                 index, count = index + 1, count + bool(texts[at])
             row += len(texts)
-            tell(before + size * row / total)
+            on_read(before + size * row / total)
         first_row = 0
         source.release(path)
 
 
-def footer(path: Path, name: str) -> pq.FileMetaData:
+def read_footer(path: Path, name: str) -> pq.FileMetaData:
     """What a parquet file says of itself at its end."""
     try:
         return pq.read_metadata(path)
@@ -80,9 +104,9 @@ def footer(path: Path, name: str) -> pq.FileMetaData:
         raise UserError(f"{name}: not a whole parquet file ({first})") from error
 
 
-def rows_of(path: Path, name: str) -> int:
+def count_rows(path: Path, name: str) -> int:
     """How many rows a parquet file has."""
-    return footer(path, name).num_rows
+    return read_footer(path, name).num_rows
 
 
 def shard_bytes(source: Source) -> int:
@@ -95,37 +119,14 @@ def shard_bytes(source: Source) -> int:
         return int(0.7 * source.size)
     text = 0
     for name, _ in source.files:
-        meta = footer(source.fetch(name), name)
-        for group in map(meta.row_group, range(meta.num_row_groups)):
+        path = source.fetch(name)
+        with_text = read_footer(path, name)
+        with pq.ParquetFile(path, metadata=with_text) as file:
+            wanted = text_column(file, source.column, name)
+        for group in map(with_text.row_group, range(with_text.num_row_groups)):
             columns = map(group.column, range(group.num_columns))
-            text += sum(c.total_uncompressed_size for c in columns if c.path_in_schema == "text")
+            text += sum(c.total_uncompressed_size for c in columns if c.path_in_schema == wanted)
     return int(text * 2 / 3.4)
-
-
-def encode_any(text: str) -> np.ndarray:
-    """Text → GPT-2 ids, also with more white space in a row than tiktoken bears.
-
-    `<|endoftext|>` in a text is ordinary text, a lone surrogate becomes U+FFFD. An array is what
-    tiktoken gives fastest: no Python object per token.
-    """
-    parts = re.split(r"(\s{200000})", text) if LONG_SPACE.search(text) else [text]
-    return np.concatenate([encode_part(part) for part in parts])
-
-
-def encode_part(text: str) -> np.ndarray:
-    """Text → GPT-2 ids."""
-    try:
-        return gpt2_encoding().encode_to_numpy(text, disallowed_special=())
-    except UnicodeEncodeError:
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return gpt2_encoding().encode_to_numpy(text, disallowed_special=())
-
-
-def encoded(stream: Iterator[tuple[object, str]], threads: int | None = None) -> Iterator:
-    """(place, text) → (place, tokens), on several threads (default: one per core)."""
-    threads = threads or os.cpu_count() or 1
-    encode_batch = batch_encoder(encode_any, threads)
-    return encode_documents(stream, encode_batch, GPT2Tokenizer.eot, batch=128 * threads)
 
 
 def validation_tokens(source: Source, shard_tokens: int = SHARD_TOKENS) -> int:
@@ -134,24 +135,18 @@ def validation_tokens(source: Source, shard_tokens: int = SHARD_TOKENS) -> int:
     A token is seldom more than 5 bytes of parquet, so a 50th of the bytes is at most 10 % of the
     tokens. The files' sizes alone decide, so the answer is known before anything is read.
     """
-    return max(1, min(shard_tokens, source.size // 50))
+    return max(2, min(shard_tokens, source.size // 50))
 
 
-def check_disk(source: Source, out: Path, keep: bool, done_tokens: int) -> None:
+def check_disk(source: Source, out: Path, keep: bool, written: int) -> None:
     """Say what space is needed and what there is; raise UserError if it is too little."""
-    shards = max(0, shard_bytes(source) - 2 * done_tokens)
+    shards = max(0, shard_bytes(source) - 2 * written)
     parquet = (source.size if keep else max(size for _, size in source.files)) * source.remote
-    free = shutil.disk_usage(out).free
-    text = (
-        f"about {shards / 1e9:.3g} GB for tokens and {parquet / 1e9:.3g} GB for parquet files "
-        f"needed, {free / 1e9:.3g} GB free in {out}"
-    )
-    if shards + parquet > free:
-        raise UserError(f"{text}; choose a larger disk with --out")
-    print(text)
+    what = f"{in_units(shards)} for tokens and {in_units(parquet)} for parquet files"
+    require_space(out, shards + parquet, f"about {what} needed")
 
 
-class Pace:
+class ProgressBar:
     """How far, how fast, how long still: a bar on a terminal, and a line for every shard."""
 
     def __init__(self, source: Source, written: int):
@@ -159,7 +154,7 @@ class Pace:
         self.begun, self.first, self.fraction = time.perf_counter(), None if written else 0.0, 0.0
         self.bar = tqdm(total=100, disable=None, bar_format="{percentage:3.0f}%|{bar}| {desc}")
 
-    def tell(self, read: float) -> None:
+    def on_read(self, read: float) -> None:
         """So many bytes of parquet have been read, counted from the first file on."""
         self.fraction = read / self.size
         self.first = self.fraction if self.first is None else self.first
@@ -183,24 +178,19 @@ def write_documents(
 ) -> int:
     """Tokenize everything from the writer's position on; return how many documents there are."""
     position = tuple(writer.progress.position or BEGIN)
-    pace, count = Pace(source, written), position[3]
-    stream = documents(source, position, pace.tell)
-    for place, tokens in encoded(stream):
+    progress, count = ProgressBar(source, written), position[3]
+    stream = read_documents(source, position, progress.on_read)
+    for place, tokens in encode_gpt2_documents(stream):
         shards, skip = len(writer.progress.shards), writer.skip
         writer.add(place, tokens, held_out(place))
         count = place[3] + 1
-        pace.tokens += tokens.size - skip
+        progress.tokens += tokens.size - skip
         if len(writer.progress.shards) > shards:
-            pace.bar.write(f"{writer.progress.shards[-1]['file']}: {pace}")
+            progress.bar.write(f"{writer.progress.shards[-1]['file']}: {progress}")
         if count % 512 == 0:
-            pace.show()
-    pace.bar.close()
+            progress.show()
+    progress.bar.close()
     return count
-
-
-def count_files(source: Source) -> str:
-    """As one says it."""
-    return "1 file" if len(source.files) == 1 else f"{len(source.files)} files"
 
 
 def make_shards(
@@ -217,14 +207,17 @@ def make_shards(
 
     Returns its meta, None if it was there already.
     """
-    if is_there(out, source, name):
+    make_folder(out)
+    if is_finished(out, source, name):
         return None
     writer = ShardWriter(out, val_tokens, shard_tokens, source.fingerprint)
     written = sum(shard["tokens"] for shard in writer.progress.shards)
-    print(f"{source.title}: {count_files(source)}, {source.size / 1e9:.3g} GB of parquet")
+    print(
+        f"{source.title}: {counted(len(source.files), 'file')}, {in_units(source.size)} of parquet"
+    )
     check_disk(source, out, keep, written)
     if writer.progress.shards:
-        print(f"going on after {len(writer.progress.shards)} shards, {written:,} tokens")
+        print(f"going on after {counted(len(writer.progress.shards), 'shard')}, {written:,} tokens")
     meta = dataset_meta(source, name)
     if writer.progress.meta is None:
         meta["documents"] = write_documents(source, writer, held_out, written)
@@ -233,7 +226,7 @@ def make_shards(
         shutil.rmtree(out / "parquet", ignore_errors=True)
     sizes = [sum(shard["tokens"] for shard in meta["splits"][s]) for s in ("train", "val")]
     print(
-        f"{meta['documents']:,} documents → {sizes[0]:,} training and {sizes[1]:,} validation "
-        f"tokens in {out}"
+        f"{counted(meta['documents'], 'document')} → {sizes[0]:,} training and {sizes[1]:,} "
+        f"validation tokens in {out}"
     )
     return meta

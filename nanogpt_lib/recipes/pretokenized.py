@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from nanogpt_lib.recipes.shard_writer import read_progress
-from nanogpt_lib.recipes.sources import Source, dataset_meta, hub_source, is_there
+from nanogpt_lib.recipes.sources import Source, dataset_meta, hub_source, is_finished
 from nanogpt_lib.support.datasets import write_meta
 from nanogpt_lib.support.errors import UserError
-from nanogpt_lib.support.files import file_sha256, write_json
+from nanogpt_lib.support.files import file_sha256, in_units, make_folder, require_space, write_json
 from nanogpt_lib.support.foreign_shards import FOREIGN
 from nanogpt_lib.support.shard_files import check_ids, open_shard
 from nanogpt_lib.tokenizer import GPT2Tokenizer
@@ -32,7 +32,9 @@ PRETOKENIZED = {
 }
 
 
-def token_source(dataset: str, sample: str, out: Path, revision: str | None, files: int | None):
+def token_source(
+    dataset: str, sample: str, out: Path, revision: str | None, files: int | None
+) -> Source:
     """The validation shard and the first `files` training shards (all of them by default)."""
     repo, pinned = PRETOKENIZED[dataset, sample]
     source = hub_source(repo, "", revision or pinned, out, keep=True, suffix=".bin")
@@ -56,24 +58,16 @@ def check_file(path: Path, name: str, expected_sha256: str | None) -> dict:
     return {"file": name, "tokens": tokens.size, "sha256": expected_sha256 or file_sha256(path)}
 
 
-def check_disk(source: Source, out: Path, done: int) -> None:
-    """Say what the files need and what there is; raise UserError if it is too little."""
-    needed = sum(size for _, size in source.files[done:])
-    free = shutil.disk_usage(out).free
-    text = f"{needed / 1e9:.3g} GB to download, {free / 1e9:.3g} GB free in {out}"
-    if needed > free:
-        raise UserError(f"{text}; choose a larger disk with --out, or fewer --files")
-    print(text)
-
-
-def take_shards(source: Source, out: Path, name: str) -> None:
+def download_shards(source: Source, out: Path, name: str) -> None:
     """Fetch and check every file of the source, then write meta.json."""
-    if is_there(out, source, name):
+    make_folder(out)
+    if is_finished(out, source, name):
         return
     progress = read_progress(out, {"source": source.fingerprint})
     done = progress.shards
     print(f"{source.title}: {len(source.files)} shards, {len(done)} of them here already")
-    check_disk(source, out, len(done))
+    needed = sum(size for _, size in source.files[len(done) :])
+    require_space(out, needed, f"{in_units(needed)} to download")
     write_json(out / "progress.json", vars(progress))  # so that no run takes it for finished
     for file, _ in source.files[len(done) :]:
         done.append(check_file(source.fetch(file), file, source.sums.get(file)))

@@ -9,7 +9,7 @@ import numpy as np
 from nanogpt_lib.shards import SHARD_TOKENS, write_shard
 from nanogpt_lib.support.datasets import write_meta
 from nanogpt_lib.support.errors import UserError
-from nanogpt_lib.support.files import write_json
+from nanogpt_lib.support.files import make_folder, write_json
 from nanogpt_lib.support.shard_files import check_shard
 
 
@@ -29,7 +29,7 @@ def read_progress(folder: Path, plan: dict) -> Progress:
 
     Raises UserError if the folder holds another dataset: nothing is overwritten.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path, other = folder / "progress.json", "remove it or choose another --out"
     if not path.exists():
         if (folder / "meta.json").exists():
@@ -52,9 +52,9 @@ def by_split(shards: list[dict]) -> dict[str, list[dict]]:
     return {n: [shard for shard in shards if shard["file"].startswith(n)] for n in names}
 
 
-def write_waiting(folder: Path, waiting: dict[str, list[np.ndarray]], shards: list[dict]) -> None:
-    """Write the pieces that wait as the next shard of their split; append its line to `shards`."""
-    for split, pieces in waiting.items():
+def write_pending(folder: Path, pending: dict[str, list[np.ndarray]], shards: list[dict]) -> None:
+    """Write the pending pieces as the next shard of their split; append its line to `shards`."""
+    for split, pieces in pending.items():
         if pieces:
             path = folder / f"{split}_{len(by_split(shards)[split]):06d}.npy"
             shards.append(write_shard(path, np.concatenate(pieces)))
@@ -73,27 +73,30 @@ class ShardWriter:
         plan = {"source": source, "val_tokens": val_tokens, "shard_tokens": shard_tokens}
         self.progress = read_progress(self.folder, plan)
         self.skip = self.progress.skip
-        self.waiting = {"val": [], "train": []}  # pieces that are not yet on the disk
+        self.pending = {"val": [], "train": []}  # pieces that are not yet on the disk
         self.filled = 0  # tokens in the shard being filled
 
     def add(self, position, tokens: np.ndarray, held_out: bool = False) -> None:
         """Append one document; held out, it goes whole to the validation split."""
-        if held_out:
-            self.waiting["val"].append(tokens)
-            return
         done, self.skip = self.skip, 0
+        if held_out:
+            if not done:  # else it is in a shard already
+                self.pending["val"].append(tokens)
+            if sum(piece.size for piece in self.pending["val"]) >= self.shard_tokens:
+                self.flush(position, tokens.size)
+            return
         while done < tokens.size:
             first = self.val_tokens > 0 and not self.progress.shards
             capacity = self.val_tokens if first else self.shard_tokens
             piece = tokens[done : done + capacity - self.filled]
-            self.waiting["val" if first else "train"].append(piece)
+            self.pending["val" if first else "train"].append(piece)
             self.filled, done = self.filled + piece.size, done + piece.size
             if self.filled == capacity:
                 self.flush(position, done)
 
     def flush(self, position, skip: int, meta: dict | None = None) -> None:
-        """Write what waits, then remember in which document the next shard begins."""
-        write_waiting(self.folder, self.waiting, self.progress.shards)
+        """Write what is pending, then remember in which document the next shard begins."""
+        write_pending(self.folder, self.pending, self.progress.shards)
         self.filled = 0
         self.progress.position, self.progress.skip, self.progress.meta = position, skip, meta
         write_json(self.folder / "progress.json", vars(self.progress))

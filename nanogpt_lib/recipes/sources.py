@@ -2,29 +2,41 @@
 
 import hashlib
 import json
-import time
-from argparse import Namespace
+from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanogpt_lib.recipes.text import DATA
 from nanogpt_lib.shards import SHARD_TOKENS
 from nanogpt_lib.support.cli import OneLineParser
 from nanogpt_lib.support.datasets import read_meta, verify_shards
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.files import file_sha256
+from nanogpt_lib.support.hub import ask_hub, dataset_files
+from nanogpt_lib.support.places import DATA
 from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 
-def recipe_parser(name: str, summary: str) -> OneLineParser:
-    """The flags that fineweb.py and openwebtext.py share."""
-    parser = OneLineParser(prog=f"{name}.py", description=summary)
+def counted(number: int, thing: str) -> str:
+    """A number and what it counts: 1 file, 2 files."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def out_help(name: str) -> str:
+    """What --help says of --out."""
+    return f"folder for the dataset (default: data/{name} of this repository)"
+
+
+def recipe_parser(name: str, docstring: str, prog: str | None = None) -> OneLineParser:
+    """The flags that fineweb.py and openwebtext.py share; --help begins with the docstring."""
+    parser = OneLineParser(prog=prog or f"{name}.py", description=docstring)
+    parser.formatter_class = RawDescriptionHelpFormatter
     parser.add_argument("--revision", help="tag, branch or commit (default: the pinned commit)")
     parser.add_argument("--local", type=Path, metavar="DIR", help="folder with .parquet files")
+    parser.add_argument("--column", help="the column of text (default: text, or the only one)")
     parser.add_argument("--files", type=int, metavar="N", help="only the first N files")
     parser.add_argument("--keep", action="store_true", help="keep the parquet files in OUT/parquet")
-    parser.add_argument("--out", type=Path, default=DATA / name, help=f"(data/{name})")
+    parser.add_argument("--out", type=Path, default=DATA / name, help=out_help(name))
     parser.add_argument("--shard-tokens", type=int, default=SHARD_TOKENS, help="tokens per shard")
     parser.add_argument("--verify", action="store_true", help="read OUT again, compare all sums")
     return parser
@@ -48,6 +60,7 @@ class Source:
     release: Callable[[Path], None] = field(default=lambda path: None)  # it has been read
     remote: bool = False  # a file takes disk space while it is read
     sums: dict[str, str] = field(default_factory=dict)  # name → SHA-256 where the hub states it
+    column: str | None = None  # of the text; None: text, or the only one of strings
 
     def __post_init__(self):
         if not self.files:
@@ -60,17 +73,31 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """Changes if a file is added, removed, renamed or of another length."""
-        return hashlib.sha256(json.dumps(self.files).encode("utf-8")).hexdigest()[:16]
+        """Changes if a file is added, removed, renamed or of another length, or with the column."""
+        column = [self.column] if self.column else []
+        return hashlib.sha256(json.dumps(self.files + column).encode("utf-8")).hexdigest()[:16]
 
 
-def local_source(folder: Path, title: str, files: int | None = None) -> Source:
-    """The .parquet files below a folder, in the order of their names; they are left there."""
+def is_hidden(path: Path) -> bool:
+    """Whether a name below a folder begins with a dot, as do macOS' `._` files beside real ones."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def local_source(
+    folder: Path, title: str, files: int | None = None, column: str | None = None
+) -> Source:
+    """The .parquet files below a folder, in the order of their names; they are left there.
+
+    Hidden ones are skipped, and it is said how many.
+    """
     if not folder.is_dir():
         raise UserError(f"--local {folder}: no such folder")
-    found = sorted(p for p in folder.rglob("*.parquet") if p.is_file())[:files]
-    names = [(p.relative_to(folder).as_posix(), p.stat().st_size) for p in found]
-    return Source(title, names, lambda name: folder / name)
+    found = sorted(p.relative_to(folder) for p in folder.rglob("*.parquet") if p.is_file())
+    visible = [path for path in found if not is_hidden(path)]
+    if len(visible) < len(found):
+        print(f"{folder}: {counted(len(found) - len(visible), 'hidden file')} skipped")
+    names = [(path.as_posix(), (folder / path).stat().st_size) for path in visible[:files]]
+    return Source(title, names, lambda name: folder / name, column=column)
 
 
 def dataset_meta(source: Source, name: str) -> dict:
@@ -79,42 +106,41 @@ def dataset_meta(source: Source, name: str) -> dict:
     return meta | {"tokenizer": {"name": "gpt2"}, "vocab_size": GPT2Tokenizer.vocab_size}
 
 
-def is_there(out: Path, source: Source, name: str) -> bool:
-    """Whether `out` is this dataset already, finished; says so."""
+def same_dataset(out: Path, fingerprint: str, name: str) -> dict | None:
+    """The meta of `out` if it is this dataset, finished; else None."""
     if not (out / "meta.json").exists() or (out / "progress.json").exists():
-        return False
+        return None
     meta = read_meta(out)
-    there = (meta.get("fingerprint"), meta.get("name")) == (source.fingerprint, name)
+    same = (meta.get("fingerprint"), meta.get("name")) == (fingerprint, name)
+    return meta if same else None
+
+
+def is_finished(out: Path, source: Source, name: str) -> bool:
+    """Whether `out` is this dataset already, finished; says so."""
+    there = same_dataset(out, source.fingerprint, name) is not None
     if there:
         print(f"{out}: already there, from {source.title}")
     return there
 
 
+def refuse_other_dataset(out: Path, name: str, tokenizer: str) -> None:
+    """Raise UserError if a folder about to be written holds another dataset, or one half made."""
+    other = "remove it or choose another --out"
+    if (out / "progress.json").exists():
+        raise UserError(f"{out}: another dataset is being made there; {other}")
+    if not (out / "meta.json").exists():
+        return
+    try:
+        meta = read_meta(out)
+    except UserError:  # damaged: to be made again
+        return
+    if (meta.get("name"), meta["tokenizer"].get("name")) != (name, tokenizer):
+        raise UserError(f"{out}: holds the dataset {meta.get('name')}; {other}")
+
+
 def verify(out: Path) -> None:
     """Read a dataset again: every SHA-256 and every id; raises UserError that names the shard."""
     print(f"{out}: {verify_shards(out):,} tokens, every shard undamaged")
-
-
-def is_final(error: Exception) -> bool:
-    """Whether asking the hub again is useless: offline by choice, or a 4xx that means no."""
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    return "OfflineMode" in type(error).__name__ or (400 <= status < 500 and status != 429)
-
-
-def ask_hub(question: Callable, attempts: int = 4):
-    """The hub's answer to question(), asked again with growing pauses; else UserError."""
-    for attempt in range(attempts):
-        try:
-            return question()
-        except Exception as error:
-            problem = error
-        if is_final(problem):
-            break
-        if attempt + 1 < attempts:
-            time.sleep(0.5 * 2**attempt)
-    first = (str(problem).strip() or type(problem).__name__).split("\n")[0]
-    advice = "once the hub can be reached, the same command goes on; or give files with --local"
-    raise UserError(f"{first}; {advice}") from problem
 
 
 def hub_source(
@@ -126,31 +152,33 @@ def hub_source(
     keep: bool = False,
     files: int | None = None,
     suffix: str = ".parquet",
+    column: str | None = None,
 ) -> Source:
     """The files below a folder of a dataset on the Hugging Face hub, fetched one by one.
 
     HF_ENDPOINT, HF_TOKEN and the proxy variables are obeyed; a broken transfer is continued; the
     length and the SHA-256 that the hub lists are compared.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
-    where = dict(revision=revision, repo_type="dataset")
-    tree = ask_hub(
-        lambda: list(HfApi().list_repo_tree(repo, folder or None, recursive=True, **where))
-    )
-    found = sorted((e.path, e) for e in tree if e.path.endswith(suffix))[:files]
-    sizes = {path: entry.size for path, entry in found}
-    sums = {path: entry.lfs.sha256 for path, entry in found if entry.lfs}
+    advice = "once the hub can be reached, the same command goes on; or give files with --local"
+    listed = dataset_files(repo, folder, revision, suffix, advice)[:files]
+    sizes = {entry.path: entry.size for entry in listed}
+    sums = {entry.path: entry.lfs.sha256 for entry in listed if entry.lfs}
 
     def fetch_once(name: str) -> Path:
-        path = Path(hf_hub_download(repo, name, local_dir=downloads, **where))
+        where = dict(revision=revision, repo_type="dataset", local_dir=downloads)
+        path = Path(hf_hub_download(repo, name, **where))
         right = path.stat().st_size == sizes[name]
         if not right or (name in sums and file_sha256(path) != sums[name]):
             path.unlink()
             raise OSError(f"{name}: damaged on the way (length or SHA-256 differs)")
         return path
 
+    def fetch(name: str) -> Path:
+        return ask_hub(lambda: fetch_once(name), advice)
+
     release = (lambda path: None) if keep else (lambda path: path.unlink())
     title = f"{repo}, {folder or 'all of it'}, revision {revision}"
-    listed = list(sizes.items())
-    return Source(title, listed, lambda n: ask_hub(lambda: fetch_once(n)), release, True, sums)
+    files_and_sizes = list(sizes.items())
+    return Source(title, files_and_sizes, fetch, release, remote=True, sums=sums, column=column)

@@ -1,46 +1,61 @@
 """One text into a dataset: the first nine tenths for training, the rest for validation."""
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from nanogpt_lib.recipes.sources import refuse_other_dataset, verify
 from nanogpt_lib.shards import write_shard
-from nanogpt_lib.support.cli import OneLineParser, run_program
+from nanogpt_lib.support.cli import OneLineParser
 from nanogpt_lib.support.datasets import write_meta
+from nanogpt_lib.support.files import make_folder
+from nanogpt_lib.support.places import DATA
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
 
-DATA = Path(__file__).resolve().parents[2] / "data"
+
+def text_parser(prog: str, docstring: str) -> OneLineParser:
+    """The flags that the recipes for text share; --help begins with the program's docstring."""
+    parser = OneLineParser(prog=prog, description=docstring)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    kinds = "characters (the default) or GPT-2's tokens"
+    parser.add_argument("--tokenizer", choices=["char", "gpt2"], default="char", help=kinds)
+    default = "data/NAME of this repository, data/NAME_gpt2 for GPT-2's tokens"
+    parser.add_argument("--out", type=Path, help=f"folder for the dataset (default: {default})")
+    parser.add_argument("--verify", action="store_true", help="read OUT again, compare all sums")
+    return parser
 
 
-def text_recipe(name: str, source: str, collect: Callable[[], str]) -> None:
-    """The command line of a recipe made from one text: first 90 % for training, rest validation."""
-    parser = OneLineParser(prog=f"{name}.py", description=f"Make the dataset {name}: {source}.")
-    parser.add_argument("--tokenizer", choices=["char", "gpt2"], default="char")
-    parser.add_argument(
-        "--out", type=Path, help=f"folder (default: data/{name} or data/{name}_gpt2)"
+def default_out(name: str, tokenizer: str) -> Path:
+    """Where a dataset goes without --out."""
+    return DATA / (name if tokenizer == "char" else f"{name}_gpt2")
+
+
+def text_recipe(name: str, docstring: str, source: str, collect: Callable[[], str]) -> None:
+    """The main() of a recipe made from one text: first 90 % for training, the rest validation."""
+    args = text_parser(f"{name}.py", docstring).parse_args()
+    out = args.out or default_out(name, args.tokenizer)
+    if args.verify:
+        return verify(out)
+    make_folder(out)
+    refuse_other_dataset(out, name, args.tokenizer)
+    text = collect()
+    tokenizer = CharTokenizer(text) if args.tokenizer == "char" else GPT2Tokenizer()
+    cut = int(0.9 * len(text))
+    train, val = (np.array(tokenizer.encode(part)) for part in (text[:cut], text[cut:]))
+    meta = {
+        "name": name,
+        "source": source,
+        "tokenizer": tokenizer.describe(),
+        "vocab_size": tokenizer.vocab_size,
+    }
+    write_splits(out, meta, train, val)
+    print(
+        f"{len(text):,} characters → {train.size:,} training and {val.size:,} validation tokens, "
+        f"vocabulary {tokenizer.vocab_size:,}, in {out}"
     )
-    args = parser.parse_args()
-
-    def job() -> None:
-        text = collect()
-        tokenizer = CharTokenizer(text) if args.tokenizer == "char" else GPT2Tokenizer()
-        out = args.out or DATA / (name if args.tokenizer == "char" else f"{name}_gpt2")
-        cut = int(0.9 * len(text))
-        train, val = (np.array(tokenizer.encode(t)) for t in (text[:cut], text[cut:]))
-        meta = {
-            "name": name,
-            "source": source,
-            "tokenizer": tokenizer.describe(),
-            "vocab_size": tokenizer.vocab_size,
-        }
-        write_splits(out, meta, train, val)
-        print(
-            f"{len(text):,} characters → {train.size:,} training and {val.size:,} validation tokens"
-            f", vocabulary {tokenizer.vocab_size:,}, in {out}"
-        )
-
-    run_program(f"{name}.py", job, goes_on="the same command goes on", outlives_terminal=True)
+    return None
 
 
 def write_splits(folder: Path, meta: dict, train: np.ndarray, val: np.ndarray) -> dict:

@@ -57,3 +57,8 @@ def run_program(
         sys.exit(status)
     print(f"{name}: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(status)
+
+
+def run_recipe(name: str, main: Callable[[], int | None]) -> None:
+    """Run the main() of a recipe: it outlives its terminal, and the same command goes on."""
+    run_program(name, main, goes_on="the same command goes on", outlives_terminal=True)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 from nanogpt_lib.support.errors import UserError
@@ -54,3 +55,37 @@ def flush_names(folder: Path) -> None:
         handle = os.open(folder, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder that is about to be filled; raises UserError if nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{folder}: a file is in the way; choose another --out") from error
+    except OSError as error:
+        reason = f"cannot be created ({error.strerror})"
+        raise UserError(f"{folder}: {reason}; choose another --out") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: cannot be written to; choose another --out")
+
+
+def in_units(size: float) -> str:
+    """Bytes as one says them: 12 B, 3.4 kB, 20 GB."""
+    for unit in ("B", "kB", "MB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} GB" if size < 999.5 else f"{size:,.0f} GB"
+
+
+def require_space(folder: Path, needed: float, what: str) -> None:
+    """Print how much space is needed and free; raises UserError if it is too little.
+
+    `what` says what the bytes are for, with its own figures.
+    """
+    free = shutil.disk_usage(folder).free
+    text = f"{what}, {in_units(free)} free in {folder}"
+    if needed > free:
+        raise UserError(f"{text}; choose a larger disk with --out")
+    print(text)

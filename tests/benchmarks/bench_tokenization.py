@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
-from nanogpt_lib.recipes.parquet import encoded, texts_of
+from nanogpt_lib.recipes.encoding import encode_gpt2_documents
+from nanogpt_lib.recipes.parquet import read_texts
 from nanogpt_lib.support.vocabulary import gpt2_encoding
 
 
@@ -50,10 +51,10 @@ def theirs(texts: list[str], pool, size: int) -> int:
 
 def ours(path: Path, most: int, size: int) -> int:
     """The recipes' path from the parquet file to the row of tokens."""
-    texts = (text for batch in texts_of(path, path.name) for text in batch)
+    texts = (text for batch in read_texts(path, path.name) for text in batch)
     documents = ((i, text) for i, text in zip(range(most), texts))  # noqa: B905
     row, count = np.empty((size,), dtype=np.uint16), 0
-    for _, tokens in encoded(documents):
+    for _, tokens in encode_gpt2_documents(documents):
         row[count : count + len(tokens)] = tokens
         count += len(tokens)
     return count
