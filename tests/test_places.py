@@ -70,7 +70,10 @@ def test_what_counts_as_a_path_that_stands_on_the_working_directory():
 def test_no_cell_assumes_a_working_directory(path):
     for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
         if cell["cell_type"] == "code":
-            assert relative_paths("".join(cell["source"])) == [], f"cell {number}"
+            source = "".join(cell["source"])
+            assert relative_paths(source) == [], f"cell {number}"
+            hides = "check=True" in source and "capture_output=True" in source
+            assert not hides, f"cell {number}: a child that fails would hide its reason"
 
 
 @pytest.mark.parametrize("chapter, elsewhere", [("01_checkpoint", True), ("04_training", False)])
