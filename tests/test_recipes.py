@@ -166,6 +166,19 @@ def test_a_finished_dataset_is_kept_and_another_one_refused(parquet, undisturbed
     assert files(out) == before
 
 
+def test_other_files_of_the_same_names_and_sizes_are_another_dataset(tmp_path):
+    (tmp_path / "in").mkdir()
+    sizes, status = set(), []
+    for word in ("cat", "dog"):
+        write_parquet(tmp_path / "in" / "a.parquet", [f"a {word} sat down"] * 60)
+        sizes.add((tmp_path / "in" / "a.parquet").stat().st_size)
+        where = ["--local", tmp_path / "in", "--out", tmp_path / "out"]
+        done = recipe("fineweb.py", *where, check=False)
+        status.append(done.returncode)
+    assert len(sizes) == 1 and status == [0, 1]
+    assert "already a finished dataset" in done.stderr
+
+
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path):
     write_parquet(tmp_path / "whole.parquet", ["some text"] * 9)
     cut = tmp_path / "cut"

@@ -61,6 +61,7 @@ class Source:
     remote: bool = False  # a file takes disk space while it is read
     sums: dict[str, str] = field(default_factory=dict)  # name → SHA-256 where the hub states it
     column: str | None = None  # of the text; None: text, or the only one of strings
+    ends: list[str] = field(default_factory=list)  # of local files: SHA-256 of their last bytes
 
     def __post_init__(self):
         if not self.files:
@@ -73,14 +74,21 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """Changes if a file is added, removed, renamed or of another length, or with the column."""
-        column = [self.column] if self.column else []
-        return hashlib.sha256(json.dumps(self.files + column).encode("utf-8")).hexdigest()[:16]
+        """Changes if a file is added, removed, renamed or another one, or with the column."""
+        known = self.files + self.ends + ([self.column] if self.column else [])
+        return hashlib.sha256(json.dumps(known).encode("utf-8")).hexdigest()[:16]
 
 
 def is_hidden(path: Path) -> bool:
     """Whether a name below a folder begins with a dot, as do macOS' `._` files beside real ones."""
     return any(part.startswith(".") for part in path.parts)
+
+
+def end_sha256(path: Path, length: int = 1 << 16) -> str:
+    """SHA-256 of a file's last bytes: a parquet file's lengths, smallest and largest values."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - length))
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def local_source(
@@ -97,7 +105,8 @@ def local_source(
     if len(visible) < len(found):
         print(f"{folder}: {counted(len(found) - len(visible), 'hidden file')} skipped")
     names = [(path.as_posix(), (folder / path).stat().st_size) for path in visible[:files]]
-    return Source(title, names, lambda name: folder / name, column=column)
+    ends = [end_sha256(folder / name) for name, _ in names]
+    return Source(title, names, lambda name: folder / name, column=column, ends=ends)
 
 
 def dataset_meta(source: Source, name: str) -> dict:
