@@ -12,7 +12,7 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
     import sys
     from pathlib import Path
 
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 import argparse
 import json

@@ -12,6 +12,10 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
 
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
+    from nanogpt_lib.support.threads import wait_briefly
+
+    wait_briefly()  # before torch
+
 import codecs
 from argparse import Namespace
 from collections.abc import Iterator

@@ -17,7 +17,11 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
     import sys
     from pathlib import Path
 
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+
+    from nanogpt_lib.support.threads import wait_briefly
+
+    wait_briefly()  # before torch
 
 import contextlib
 import math
