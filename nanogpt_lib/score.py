@@ -39,10 +39,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line of this program."""
     parser = OneLineParser(prog="score.py", description="Score a model on HellaSwag.")
     parser.add_argument(
-        "--checkpoint", required=True, help="a run, one checkpoint, or gpt2 … gpt2-xl"
+        "--checkpoint",
+        required=True,
+        help="a run, one checkpoint, a Hugging Face folder, a name on its hub (gpt2 … gpt2-xl), or "
+        "a file or folder of nanoGPT or build-nanogpt; with GPT-2's tokenizer",
     )
     parser.add_argument(
-        "--data", default="data/hellaswag/val.jsonl", help="JSON lines of items (%(default)s)"
+        "--data",
+        default="data/hellaswag/val.jsonl",
+        help="JSON lines of items, below the working directory or this repository (%(default)s)",
     )
     parser.add_argument("--limit", type=int, help="only the first N items")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")

@@ -251,6 +251,14 @@ def test_files_that_hold_nothing_are_said(tmp_path):
         read_items(tmp_path / "blank.jsonl", GPT2Tokenizer())
 
 
+def test_a_relative_path_means_the_same_file_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(read_items("data/hellaswag_own.jsonl", GPT2Tokenizer())) == 32
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/hellaswag_own.jsonl").write_text(json.dumps(GOOD))
+    assert len(read_items("data/hellaswag_own.jsonl", GPT2Tokenizer())) == 1
+
+
 def test_odd_texts_are_read(tmp_path):
     path = tmp_path / "items.jsonl"
     odd = GOOD | {"label": "2", "endings": ["", "\ud800", "<|endoftext|>", "🙂"]}

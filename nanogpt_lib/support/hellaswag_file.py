@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.places import find_data
 
 
 def read_question(line: str) -> dict:
@@ -33,9 +34,10 @@ def read_question(line: str) -> dict:
 def read_lines(path: str | Path, parse: Callable[[str], object], limit: int | None = None) -> list:
     """`parse` applied to the first `limit` lines that are not blank.
 
-    Raises UserError for a missing file, a file without lines, and a bad line (with its number).
+    A relative path is looked for below the working directory, then in the repository. Raises
+    UserError for a missing file, a file without lines, and a bad line (with its number).
     """
-    path, items = Path(path), []
+    path, items = find_data(path), []
     if not path.is_file():
         raise UserError(f"{path}: no such file; make it with python data/hellaswag.py")
     with open(path, encoding="utf-8-sig", errors="replace") as lines:
