@@ -8,7 +8,7 @@ from conftest import ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STARTS = "python python3 py torchrun pytest make pip nbdiff lm_eval conda git nvidia-smi tail srun"
 OTHERS = {  # what nobody can run here, and why
-    r"git clone .*": "needs the network",
+    r"git (clone|diff).*": "git's own; clone needs the network",
     r"(py -3.11|python3) -m venv .*": "make does it on a fresh clone",
     r"conda (env create|activate).*": "environment.yml is compared with pyproject.toml",
     r"nvidia-smi .*|nccl-tests/.*|make -C nccl-tests": "needs NVIDIA's GPUs",
