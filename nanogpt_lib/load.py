@@ -21,9 +21,10 @@ from nanogpt_lib.checkpoint import newest_checkpoint
 from nanogpt_lib.choices import MODELS
 from nanogpt_lib.model import GPT, GPTConfig, load_weights
 from nanogpt_lib.pretrained import GPT2_SIZES, crop_block_size, load_pretrained
+from nanogpt_lib.support.checkpoint_files import TensorFiles
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.foreign_checkpoints import newest_file, read_foreign
-from nanogpt_lib.support.huggingface import WEIGHTS, checked_shape, read_tensors
+from nanogpt_lib.support.huggingface import WEIGHTS, checked_shape
 from nanogpt_lib.support.tokenizer_files import alphabet_beside, by_rows, read_tokenizer
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 
@@ -134,7 +135,8 @@ def read_ours(source: Path) -> Found:
         raise UserError(f"{folder}/state.json: damaged ({error})") from error
     if kind not in MODELS:
         raise UserError(f"{folder}: a model {kind!r}, this library has {', '.join(MODELS)}")
-    state = {name: t.float() for name, t in read_tensors(folder / "model.safetensors").items()}
+    tensors = TensorFiles(folder, "model", saved).everything()
+    state = {name: t.float() for name, t in tensors.items()}
     if "transformer.wte.weight" in state:  # saved once for both
         state.setdefault("lm_head.weight", state["transformer.wte.weight"])
     if tokenizer.vocab_size != config["vocab_size"]:

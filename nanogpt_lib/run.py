@@ -215,7 +215,7 @@ def announce(run: Run, compiled: str) -> None:
 
 def restore(run: Run, state: dict, folder: Path) -> None:
     """Put everything but the weights where the checkpoint in `folder` left it."""
-    load_optimizer(folder, run.optimizer)
+    load_optimizer(run.raw, run.optimizer, folder, state)
     try:
         saved = {f.name: state[f.name] for f in fields(Progress)}
         run.progress = Progress(**saved)

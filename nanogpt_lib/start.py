@@ -5,11 +5,12 @@ from pathlib import Path
 import torch
 
 from nanogpt_lib.arguments import modern
-from nanogpt_lib.checkpoint import build_from_state, checkpoints, newest_checkpoint
+from nanogpt_lib.checkpoint import build_from_state, newest_checkpoint
 from nanogpt_lib.choices import MODELS, SHAPE, model_config
 from nanogpt_lib.config import TrainConfig, flag
 from nanogpt_lib.load import load_model, say_on_stderr
 from nanogpt_lib.model import GPT
+from nanogpt_lib.support.checkpoint_files import checkpoints
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, same_tokenizer, tokenizer_from
 
@@ -28,7 +29,7 @@ def build_model(
         check_resumable(config, state, tokenizer)
         free = {"dropout": config.dropout, "attention": config.attention}
         state = {**state, "model_config": {**state["model_config"], **free}}
-        return build_from_state(folder, state), state, folder
+        return build_from_state(folder, state, MODELS[config.model]), state, folder
     if config.eval_only and config.resume:
         raise UserError(f"{config.out}: no checkpoint to evaluate")
     if config.init_from != "scratch":

@@ -24,9 +24,11 @@ from conftest import ROOT, TINY, log_of
 from nanogpt_lib import run as run_module
 from nanogpt_lib import train
 from nanogpt_lib.arguments import parse_config
-from nanogpt_lib.checkpoint import checkpoints, newest_checkpoint
+from nanogpt_lib.checkpoint import newest_checkpoint
 from nanogpt_lib.config import as_dict
 from nanogpt_lib.load import load_model
+from nanogpt_lib.support import guard
+from nanogpt_lib.support.checkpoint_files import checkpoints
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.guard import claim
 from nanogpt_lib.support.run_log import read_log
@@ -76,26 +78,86 @@ def test_torchrun_told_to_end_saves_once_and_leaves_no_process(tiny_data, tmp_pa
 
 
 @posix
-def test_a_signal_passed_on_twice_is_one_and_a_later_one_leaves_at_once():
-    code = (
-        "import time; from nanogpt_lib.support.guard import Stopper\n"
-        "with Stopper(passed_on=0.5) as stopper:\n"
-        "    print('ready', flush=True)\n"
-        "    while True:\n"
-        "        time.sleep(0.01)\n"
-        "        print(stopper.signal, flush=True)"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
-    assert child.stdout.readline() == b"ready\n"
-    child.send_signal(signal.SIGTERM)
-    while child.stdout.readline() != b"15\n":
-        pass
-    child.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
-    assert child.poll() is None
-    time.sleep(0.5)
-    child.send_signal(signal.SIGINT)
-    assert child.wait(timeout=10) == 130
+def test_every_request_to_end_finishes_the_step_saves_and_ends_with_the_customary_status(
+    tiny_data, tmp_path
+):
+    """A dropped ssh connection, Slurm's warning, a scheduler, Ctrl-C."""
+    numbers = (signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+    outs = {number: tmp_path / number.name for number in numbers}
+    runs = {}
+    for number, out in outs.items():
+        line = flags(tiny_data, out, "--max-steps", 1_000_000, "--save-every", 0, "--eval-every", 0)
+        command = [sys.executable, ROOT / "nanogpt_lib/train.py", *line]
+        runs[number] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        for number, run in runs.items():
+            log = outs[number] / "log.jsonl"
+            while not log.exists() or log.read_text().count("train_loss") < 3:
+                assert run.poll() is None
+                time.sleep(0.05)
+            run.send_signal(number)
+        said = {number: run.communicate(timeout=120)[0] for number, run in runs.items()}
+    finally:
+        for run in runs.values():
+            run.kill()
+    for number, run in runs.items():
+        assert run.returncode == 128 + number
+        last = read_log(outs[number] / "log.jsonl")[-1]["step"]
+        assert f"stopped after step {last};" in said[number]
+        assert newest_checkpoint(outs[number])[1]["step"] == last >= 3
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_to_one_rank_or_to_torchrun_alone_ends_all_after_the_same_step(
+    number, tiny_data, tmp_path
+):
+    run = torture.Ordeal(tiny_data, tmp_path / "run", 2, np.random.default_rng(0), torture.Count())
+    run.start("--max-steps", "100000", "--save-every", "0", restarts=0)
+    try:
+        assert run.wait_until(lambda: run.logged() >= 3)
+        workers = run.workers()
+        # SIGUSR1 would kill torchrun itself; SIGHUP it passes on
+        os.kill(workers[1] if number == signal.SIGUSR1 else run.process.pid, number)
+        assert run.process.wait(timeout=100) != 0
+    finally:
+        run.process.kill()
+    for pid in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert newest_checkpoint(run.out)[1]["step"] == run.logged() >= 3
+    assert run.said().count("stopped after step") == 1
+
+
+@posix
+def test_a_signal_passed_on_twice_is_one_request_and_a_later_one_leaves_at_once(monkeypatch):
+    clock, left = [100.0], []
+    monkeypatch.setattr(guard.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(guard.os, "_exit", left.append)
+    with guard.Stopper(passed_on=5) as stopper:
+        for later, number in (
+            (0, signal.SIGUSR1),  # a warning, and later
+            (60, signal.SIGTERM),  # the scheduler is serious; torchrun passes it on
+            (4, signal.SIGTERM),
+            (60, signal.SIGUSR1),  # a warning is no repetition
+        ):
+            clock[0] += later
+            os.kill(os.getpid(), number)
+        assert stopper.signal == signal.SIGUSR1 and not left
+        os.kill(os.getpid(), signal.SIGINT)
+        assert left == [130]
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
+@posix
+def test_with_nohup_a_lost_connection_is_no_reason_to_end():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with guard.Stopper() as stopper:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stopper.signal == 0 and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @posix
@@ -118,7 +180,8 @@ def test_one_rank_that_fails_ends_all_with_its_message_and_a_restart_goes_on(tin
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["--max-restarts=1", str(script), *flags(tiny_data, out, "--auto-resume")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT)
-    assert "train.py: rank 1 has had enough" in done.stderr
+    assert "failing.py: rank 1 has had enough\n" in done.stderr
+    assert "failing.py: rank 0: another process has ended" in done.stderr
     assert done.returncode == 0 and "step_000002 at step 2" in done.stdout
     steps = [r["step"] for r in read_log(out / "log.jsonl") if "train_loss" in r]
     assert steps == [1, 2, 3, 4, 5, 6]
@@ -331,8 +394,11 @@ def test_float16_looking_for_its_scale_is_no_bad_step(tiny_data, tmp_path, monke
 
 def test_a_run_that_diverges_says_so(tiny_data, tmp_path):
     away = ["--learning-rate", "1e12", "--warmup-steps", "0", "--grad-clip", "0"]
-    with pytest.raises(UserError, match="nan|inf"):
+    with pytest.raises(
+        UserError, match=r"^step \d+: (loss (nan|inf) on rank 0|the validation loss is)"
+    ):
         train.main(flags(tiny_data, tmp_path / "run", *away, "--max-steps", "50"))
+    assert len(read_log(tmp_path / "run/log.jsonl")) < 50  # and at once
 
 
 # --- damage and bad words -----------------------------------------------------------------------

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from conftest import ROOT, TINY, log_of
 from nanogpt_lib import train
-from nanogpt_lib.checkpoint import checkpoints
 from nanogpt_lib.recipes.text import write_splits
+from nanogpt_lib.support.checkpoint_files import checkpoints
 from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 SETTINGS = "--max-steps 6 --save-every 2 --hellaswag-every 4 --sample-every 2 --sample-prompt Hello"

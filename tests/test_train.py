@@ -14,11 +14,11 @@ import torch
 
 from conftest import ROOT, TINY, log_of, program
 from nanogpt_lib import run, train
-from nanogpt_lib.checkpoint import checkpoints
 from nanogpt_lib.config import PRESETS
 from nanogpt_lib.huggingface import save_huggingface
 from nanogpt_lib.load import load_model
 from nanogpt_lib.recipes.text import write_splits
+from nanogpt_lib.support.checkpoint_files import checkpoints
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.run_log import read_log
 from nanogpt_lib.tokenizer import GPT2Tokenizer

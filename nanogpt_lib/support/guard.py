@@ -62,26 +62,41 @@ def claim(out: str | Path, resume: bool):
     return lock_run(out)
 
 
-class Stopper:
-    """While its `with` block lasts, SIGTERM and Ctrl-C are noted in `signal` instead of killing.
+def requests_to_end() -> list[signal.Signals]:
+    """The signals that ask a run to end, as far as this system has them.
 
-    What comes within `passed_on` seconds of the first is the same wish on another way (Slurm and
-    torchrun both signal every process). A later one leaves at once, with the customary status.
+    SIGHUP: its terminal or ssh connection is gone; nohup says that this is no reason to end.
+    SIGUSR1: Slurm, some time before it kills. SIGBREAK: Windows, Ctrl-Break.
+    """
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
+    found = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [n for n in found if n.name != "SIGHUP" or signal.getsignal(n) != signal.SIG_IGN]
+
+
+class Stopper:
+    """While its `with` block lasts, a request to end is noted in `signal` instead of killing.
+
+    SIGINT (Ctrl-C) or SIGTERM leaves at once, with the customary status, if it comes again later.
+    What comes within `passed_on` seconds of the first counts as the same request (Slurm and
+    torchrun both signal every process), and what a system sends as a warning is no repetition.
     """
 
     def __init__(self, passed_on: float = 5.0):
-        self.signal, self.since, self.passed_on = 0, 0.0, passed_on
+        self.signal, self.passed_on = 0, passed_on
+        self.asked: float | None = None  # when SIGINT or SIGTERM came first
 
     def note(self, number: int, frame) -> None:
-        """Remember the first signal; leave if one is repeated later."""
+        """Remember the first signal; leave if SIGINT or SIGTERM is repeated later."""
+        self.signal = self.signal or int(number)
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            return
         now = time.monotonic()
-        if self.signal and now - self.since > self.passed_on:
+        if self.asked is not None and now - self.asked > self.passed_on:
             os._exit(128 + number)
-        if not self.signal:
-            self.signal, self.since = int(number), now
+        self.asked = now if self.asked is None else self.asked
 
     def __enter__(self):
-        self.before = {n: signal.signal(n, self.note) for n in (signal.SIGTERM, signal.SIGINT)}
+        self.before = {n: signal.signal(n, self.note) for n in requests_to_end()}
         return self
 
     def __exit__(self, *exception) -> None:

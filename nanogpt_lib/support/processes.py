@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -178,8 +179,13 @@ def on_every_rank(job: Callable[[], object], world: World) -> list:
     answers: list = [None] * world.size
     dist.all_gather_object(answers, mine)
     for rank, (_, problem) in enumerate(answers):
-        if problem and world.is_main:
-            raise UserError(problem if rank == 0 else f"rank {rank}: {problem}")
         if problem:
-            sys.exit(1)
+            refuse(problem if rank == 0 else f"rank {rank}: {problem}", world)
     return [result for result, _ in answers]
+
+
+def refuse(message: str, world: World) -> NoReturn:
+    """Raise UserError for what every rank has found: rank 0 says it, the others just end."""
+    if not world.is_main:
+        sys.exit(1)
+    raise UserError(message)

@@ -56,22 +56,29 @@ def unsharded(model, kind: Callable, device: torch.device):
     return plain
 
 
-def collect(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
-    """Tensors made whole on rank 0, for a file; every rank takes part, the others get {}."""
-    found = {}
-    for name, tensor in tensors.items():
-        value = full_tensor(tensor)
-        if world.is_main:  # into main memory at once: no card need hold two of them
-            found[name] = (value if value is tensor else value.cpu()).contiguous()
-    return found
+def rows_of(tensor: Tensor) -> tuple[int, int]:
+    """Which rows of a sharded tensor this rank holds: from the first to before the second."""
+    mesh = tensor.device_mesh
+    each = -(-tensor.shape[0] // mesh.size())  # as torch.chunk cuts; the last ranks may get less
+    start = min(mesh.get_local_rank() * each, tensor.shape[0])
+    return start, min(start + each, tensor.shape[0])
 
 
-def part_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """What this rank keeps of a whole tensor, cut as the parameter `like` is; nothing is sent."""
-    if not hasattr(like, "full_tensor") or tensor.dim() == 0:
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
+def own_rows(tensor: Tensor, world: World) -> Tensor | None:
+    """What this rank has to save of a tensor: its rows or, unless it is sharded, rank 0 all of it.
 
-    where = like.device_mesh, like.placements
-    part = distribute_tensor(tensor.to(like.device), *where, src_data_rank=None)
-    return part.clone()  # memory of its own: a view would keep the whole
+    None if that is nothing.
+    """
+    if not hasattr(tensor, "to_local"):
+        return tensor.contiguous() if world.is_main else None
+    local = tensor.to_local()
+    return local.cpu().contiguous() if local.numel() else None
+
+
+def copy_rows(tensor: Tensor, read: Callable[[int, int | None], Tensor]) -> None:
+    """Fill a tensor from read(start, stop), which gives rows: this rank's, if it is sharded."""
+    with torch.no_grad():
+        if not hasattr(tensor, "to_local"):
+            tensor.copy_(read(0, None))
+        elif (rows := rows_of(tensor))[0] < rows[1]:
+            tensor.to_local().copy_(read(*rows))

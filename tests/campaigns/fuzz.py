@@ -130,8 +130,8 @@ def read_run(out: Path):
         model, state, folder = load_checkpoint(out)
     assert "Traceback" not in said.getvalue()
     optimizer = make_optimizer(model, learning_rate=1e-3)
-    load_optimizer(folder, optimizer)
-    tensors = {**model.state_dict(), **optimizer_tensors(optimizer)}
+    load_optimizer(model, optimizer, folder, state)
+    tensors = {**model.state_dict(), **optimizer_tensors(model, optimizer)}
     return folder.name, state, {name: t.numpy().tobytes() for name, t in tensors.items()}
 
 

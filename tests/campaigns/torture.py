@@ -23,7 +23,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests, for conftest
 from conftest import ROOT, log_of, write_tiny_data
-from nanogpt_lib.checkpoint import checkpoints, newest_checkpoint
+from nanogpt_lib.checkpoint import newest_checkpoint
+from nanogpt_lib.support.checkpoint_files import checkpoints
 
 STEPS, SAVE_EVERY = 20, 2
 # a checkpoint of 10 MB takes longer to write than a step does: many kills fall into a write
@@ -59,11 +60,11 @@ class Ordeal:
     made: int = 0  # steps made when this life began
     killed_at: float | None = None
 
-    def start(self, *more: str) -> None:
+    def start(self, *more: str, restarts: int = 1000) -> None:
         """Start or continue, by one and the same command; what it says is added to OUT.txt."""
         launch = [sys.executable]
         if self.ranks > 1:
-            launch += ["-m", "torch.distributed.run", "--standalone", "--max-restarts=1000"]
+            launch += ["-m", "torch.distributed.run", "--standalone", f"--max-restarts={restarts}"]
             launch += [f"--nproc_per_node={self.ranks}"]
         line = [*launch, ROOT / "nanogpt_lib/train.py", *FLAGS, "--data", self.data]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
