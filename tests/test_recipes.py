@@ -509,7 +509,7 @@ def test_a_recipe_belongs_to_the_repository_it_lies_in(tmp_path, name):
         shutil.copytree(ROOT / folder, tmp_path / "copy" / folder, ignore=only)
     command = [sys.executable, tmp_path / "copy" / "data" / name]
     for safe in ("", "1"):
-        env = quiet({"PYTHONSAFEPATH": safe, "PYTHONPATH": ""})
+        env = quiet({"PYTHONSAFEPATH": safe, "PYTHONPATH": "", "PYTHONIOENCODING": "ascii"})
         arguments = ["--verify", "a.txt"] if name == "text.py" else ["--verify"]
         done = subprocess.run(
             [*command, *arguments], capture_output=True, text=True, cwd=tmp_path, env=env

@@ -39,6 +39,16 @@ def test_training_prints_on_any_terminal(encoding, tiny_data, tmp_path):
     assert b"everything is in" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["train", "sample", "score", "bench", "doctor"])
+def test_help_is_printed_on_any_terminal_from_any_directory(name, tmp_path):
+    """--help begins with the docstring or lists every setting; no folder is put on the path."""
+    env = {**os.environ, "PYTHONPATH": "", "PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, ROOT / f"nanogpt_lib/{name}.py", "--help"]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=env, timeout=300)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(f"usage: {name}.py".encode())
+
+
 def test_samples_of_any_characters_are_printed_on_any_terminal(tmp_path):
     """A model whose alphabet no 8-bit terminal has: its samples and its errors are printed."""
     text = tmp_path / "own.txt"
