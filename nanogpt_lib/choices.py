@@ -124,6 +124,17 @@ def muon_and_adamw(model: nn.Module, config: TrainConfig, dtype: torch.dtype) ->
 
 OPTIMIZERS: dict[str, Callable] = {"adamw": adamw, "muon": muon_and_adamw}
 
+ONE_AVERAGE = (Muon,)  # optimizers that keep one float32 number per parameter; others keep two
+
+
+def state_bytes(optimizer: torch.optim.Optimizer | Optimizers) -> int:
+    """What an optimizer keeps beside weights and gradients once it has made a step, in bytes."""
+    numbers = 0
+    for part in getattr(optimizer, "parts", [optimizer]):
+        count = sum(p.numel() for group in part.param_groups for p in group["params"])
+        numbers += count * (1 if isinstance(part, ONE_AVERAGE) else 2)
+    return 4 * numbers
+
 
 # --- schedules ----------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 
 from nanogpt_lib.checkpoint import load_optimizer, save_checkpoint
-from nanogpt_lib.choices import MODELS, OPTIMIZERS, Optimizers, model_config
+from nanogpt_lib.choices import MODELS, OPTIMIZERS, Optimizers, model_config, state_bytes
 from nanogpt_lib.config import TrainConfig, as_dict, micro_batch
 from nanogpt_lib.device import allow_tf32, choose_dtype, compile_model
 from nanogpt_lib.distributed import all_reduce_sum, wrap_ddp
@@ -265,8 +265,9 @@ def memory_advice(config: TrainConfig, vocab_size: int, world: World, device) ->
     with torch.device("meta"):
         model = MODELS[config.model](model_config(config, vocab_size))
     dtype, (rows, micro_steps) = choose_dtype(device, config.dtype), micro_batch(config, world.size)
-    fewer = rows_to_try(model, dtype, memory_bytes(device), rows * micro_steps, rows)
-    gigabytes = training_bytes(model, rows, dtype) / 1e9
+    own = state_bytes(OPTIMIZERS[config.optimizer](model, config, dtype))
+    fewer = rows_to_try(model, dtype, memory_bytes(device), rows * micro_steps, rows, own)
+    gigabytes = training_bytes(model, rows, dtype, own) / 1e9
     needed = f"out of memory with {rows} rows; a step needs about {gigabytes:.1f} GB"
     if not fewer:
         return f"{needed}; try a smaller --block-size or model"

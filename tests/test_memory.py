@@ -1,9 +1,12 @@
 """What support/memory.py promises."""
 
+import ctypes
+import os
 import platform
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -11,9 +14,10 @@ import torch
 from conftest import ROOT, TINY
 from nanogpt_lib import run as run_module
 from nanogpt_lib import train
+from nanogpt_lib.choices import OPTIMIZERS, model_config, state_bytes
+from nanogpt_lib.config import PRESETS, TrainConfig
 from nanogpt_lib.device import autocast, compile_model
 from nanogpt_lib.model import GPT, GPTConfig
-from nanogpt_lib.optimizer import make_optimizer
 from nanogpt_lib.support import memory as module
 from nanogpt_lib.support.memory import keep_freed_memory
 
@@ -60,6 +64,7 @@ def peak_bytes(function) -> int:
     return most
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "rows, shape",
@@ -70,12 +75,12 @@ def peak_bytes(function) -> int:
         (8, dict(block_size=128, n_layer=6, n_embd=192, vocab_size=96)),
     ],
 )
-def test_the_memory_formula_meets_what_a_step_takes(rows, shape, dtype):
+def test_the_memory_formula_meets_what_a_step_takes(rows, shape, dtype, name):
     torch.manual_seed(0)
     model = GPT(GPTConfig(n_head=4, **shape))
     tokens = torch.randint(shape["vocab_size"], (rows, shape["block_size"] + 1))
     x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    optimizer = make_optimizer(model, learning_rate=1e-4)
+    optimizer = OPTIMIZERS[name](model, TrainConfig(), dtype)
 
     def step():
         for _ in range(2):  # the second micro-batch finds the gradients of the first
@@ -88,8 +93,17 @@ def test_the_memory_formula_meets_what_a_step_takes(rows, shape, dtype):
 
     step()  # makes the optimizer's averages
     weights = sum(p.numel() for p in model.parameters())
-    measured = 12 * weights + peak_bytes(step)  # weights and two averages were there before
-    assert module.training_bytes(model, rows, dtype) == pytest.approx(measured, rel=0.02)
+    own = sum(
+        value.nbytes
+        for part in getattr(optimizer, "parts", [optimizer])
+        for entry in part.state.values()
+        for key, value in entry.items()
+        if key != "step"
+    )
+    assert state_bytes(optimizer) == own <= 8 * weights
+    measured = 4 * weights + own + peak_bytes(step)  # weights and averages were there before
+    said = module.training_bytes(model, rows, dtype, state_bytes(optimizer))
+    assert said == pytest.approx(measured, rel=0.02)
     # what a token adds, against an exact count: the difference of two and one times the rows
     once, twice = (saved_bytes(model, x.repeat(n, 1), y.repeat(n, 1), dtype) for n in (1, 2))
     growth = module.training_bytes(model, 2 * rows, dtype)
@@ -167,6 +181,102 @@ def test_a_run_that_does_not_fit_says_in_one_line_which_micro_batch_to_try(tiny_
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     said = re.search(r"out of memory with 65536 rows; .* try --batch-size (\d+) \(", done.stderr)
     assert said and int(said[1]) < 65536 and 65536 % int(said[1]) == 0
+
+
+def test_readmes_table_holds_what_each_preset_keeps_with_its_own_optimizer():
+    table = re.findall(
+        r"^\| `([\w-]+)` \|.*\| ([\d.]+) GB \|$", (ROOT / "README.md").read_text("utf-8"), re.M
+    )
+    assert {name for name, _ in table} >= {"quickstart", "gpt2-124m", "gpt2-1558m"}
+    for name, gigabytes in table:
+        config = TrainConfig(**PRESETS[name])
+        characters = {
+            "quickstart": 95,
+            "recorded": 95,
+            "shakespeare-char": 65,
+            "shakespeare-char-gpu": 65,
+        }
+        with torch.device("meta"):
+            model = GPT(model_config(config, characters.get(name, 50257)))
+        optimizer = OPTIMIZERS[config.optimizer](model, config, torch.float32)
+        kept = 8 * sum(p.numel() for p in model.parameters()) + state_bytes(optimizer)
+        assert round(kept / 1e9, len(gigabytes.partition(".")[2])) == float(gigabytes), name
+
+
+# --- how much there is ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "own, files, limit",
+    [
+        ("0::/\n", {"memory.max": "2000\n"}, 2000),  # a container with a namespace of its own
+        ("0::/a/b\n", {"a/memory.max": "3000", "a/b/memory.max": "max\n"}, 3000),
+        ("0::/a/b\n", {"a/memory.max": "3000", "a/b/memory.max": "1000"}, 1000),
+        ("0::/a/b\n", {"a/memory.max": "500", "a/b/memory.max": "1000"}, 500),
+        ("0::/host/path\n", {"memory.max": "700"}, 700),  # the path is the host's
+        ("0::/../up\n", {"memory.max": "max"}, None),
+        ("5:cpu:/\n4:memory:/a\n0::/\n", {"memory/a/memory.limit_in_bytes": "42\n"}, 42),
+        ("4:cpu,memory:/host\n", {"memory/memory.limit_in_bytes": "43"}, 43),
+        ("0::/a\n", {}, None),
+        ("nonsense\n\n", {"memory.max": "1"}, None),
+        ("0::/\n", {"memory.max": "not a number"}, None),
+    ],
+)
+def test_a_containers_limit_is_found_in_both_versions_and_the_smallest_counts(
+    tmp_path, own, files, limit
+):
+    (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        file = tmp_path / "sys" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    assert module.cgroup_limit(tmp_path / "sys", tmp_path / "own") == limit
+
+
+def test_without_control_groups_there_is_no_limit(tmp_path):
+    assert module.cgroup_limit(tmp_path, tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize(
+    "installed, limit, known",
+    [(8, 2, 2), (8, None, 8), (None, 2, 2), (8, 2**63, 8), (None, None, None)],
+)
+def test_a_cpu_run_can_have_what_the_machine_has_and_the_container_allows(
+    installed, limit, known, monkeypatch
+):
+    monkeypatch.setattr(module, "installed_memory", lambda: installed)
+    monkeypatch.setattr(module, "cgroup_limit", lambda: limit)
+    assert module.memory_bytes(CPU) == known
+
+
+def test_a_gpu_run_can_have_what_is_free_or_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 7)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 11)
+    assert module.memory_bytes(torch.device("cuda")) == 12
+    assert module.memory_bytes(torch.device("mps")) == 11
+
+
+def test_every_system_is_asked_in_its_way_or_the_answer_is_none(monkeypatch):
+    if hasattr(os, "sysconf"):
+        assert module.installed_memory() > 2**27  # this machine
+    monkeypatch.setattr(os, "sysconf", lambda name: 3, raising=False)
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    assert module.installed_memory() == 9
+    monkeypatch.delattr(os, "sysconf")
+    assert module.installed_memory() is None
+
+    class Kernel:
+        def GlobalMemoryStatusEx(self, pointer):
+            status = ctypes.cast(pointer, ctypes.POINTER(module.MemoryStatus)).contents
+            assert status.length == ctypes.sizeof(status) == 64  # as Windows defines it
+            status.physical = 6 * 10**9
+            return 1
+
+    monkeypatch.setattr("platform.system", lambda: "Windows")
+    assert module.installed_memory() is None  # no windll
+    monkeypatch.setattr(ctypes, "windll", types.SimpleNamespace(kernel32=Kernel()), raising=False)
+    assert module.installed_memory() == 6 * 10**9
 
 
 FAULTS = """

@@ -1,8 +1,11 @@
 """How much memory a training step needs, how much there is, and what to try when it ran out."""
 
+import contextlib
 import ctypes
+import functools
 import os
 import platform
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -31,57 +34,149 @@ def keep_freed_memory() -> bool:
     return bool(told and mallopt(trim_threshold, -1))  # never hand back
 
 
-def training_bytes(model: nn.Module, rows: int, dtype: torch.dtype) -> int:
+def training_bytes(
+    model: nn.Module, rows: int, dtype: torch.dtype, optimizer_bytes: int | None = None
+) -> int:
     """Most memory a training step of rows × block_size tokens holds, in bytes; without dropout.
 
-    The peak is at the start of the backward pass: weights, gradients of earlier micro-batches,
-    AdamW's two averages, what the forward pass saved, and the loss with its gradient.
+    The peak is at the start of the backward pass: weights, gradients of earlier micro-batches, the
+    optimizer's state (`optimizer_bytes`; by default AdamW's, the largest), what the forward pass
+    saved, and the loss with its gradient.
     """
-    config, size = model.config, 4 if dtype == torch.float32 else 2
-    C, V = config.n_embd, config.vocab_size
+    config, fp32 = model.config, 4
+    size = 4 if dtype == torch.float32 else 2  # of a number that enters or leaves a product
+    C, V, heads = config.n_embd, config.vocab_size, config.n_head
     parameters = sum(p.numel() for p in model.parameters())
     products = sum(p.numel() for p in model.parameters() if p.dim() == 2)
     products -= model.transformer.wpe.weight.numel()
-    # per token: two inputs of norms in fp32; inputs of the four products, q, k, v and GELU's input
-    layer = 2 * C * 4 + 14 * C * size + 16 + 4 * config.n_head
-    if config.attention == "manual":  # softmax in fp32 and, for the product with v, in dtype
-        layer += config.n_head * config.block_size * (4 if size == 4 else 4 + size)
-    head = C * 4 + C * size + 4 * V  # final norm, head, log-probabilities
-    # logits, and twice the gradient of the log-probabilities; or the backward of the last MLP
-    loss = max(config.padded_vocab_size * size + 8 * V, 16 * C)
+    copies = 0 if size == fp32 else size * products  # autocast's own
+    if optimizer_bytes is None:
+        optimizer_bytes = 2 * fp32 * parameters
+    # what a layer saves, per token
+    norms = 2 * (fp32 * C + 2 * fp32)  # of each: its input, mean and 1/deviation
+    inputs = C + C + C + 4 * C  # of c_attn, attention's c_proj, c_fc and the MLP's c_proj
+    between = 3 * C + 4 * C  # q, k and v; GELU's input
+    attention = fp32 * heads  # SDPA's logarithm of each row's sum
+    if config.attention == "manual":  # softmax's result, too, and for the product with v in dtype
+        copy = 0 if size == fp32 else size
+        attention += heads * config.block_size * (fp32 + copy)
+    layer = norms + size * (inputs + between) + attention
+    # what the head saves, per token: the final norm's input, its own, the log-probabilities
+    head = fp32 * C + size * C + fp32 * V
+    # then the backward pass begins with the logits and twice the gradient of the log-probabilities;
+    # with few tokens in the vocabulary the last MLP's is larger: 4·C gradients, twice if in 2 bytes
+    loss = max(size * config.padded_vocab_size + 2 * fp32 * V, 4 * C * fp32)
     tokens = rows * config.block_size
-    copies = 0 if size == 4 else size * products  # autocast's own
-    return 16 * parameters + copies + tokens * (config.n_layer * layer + head + loss)
+    weights_and_gradients = 2 * fp32 * parameters
+    fixed = weights_and_gradients + optimizer_bytes + copies
+    return fixed + tokens * (config.n_layer * layer + head + loss)
+
+
+def cgroup_limit(
+    root: str | Path = "/sys/fs/cgroup", own: str | Path = "/proc/self/cgroup"
+) -> int | None:
+    """The memory limit in bytes that Linux sets this process, as it does in containers; or None.
+
+    `own` names the process's group, in version 2 after "0::", in version 1 after "N:memory:". A
+    group is held by the limits of all that it is in, so the smallest counts. In a container the
+    path may be the host's, and below `root` only its end is visible, or nothing but the root.
+    """
+    try:
+        lines = Path(own).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    limits = []
+    for line in lines:
+        number, kinds, path = (line.split(":", 2) + ["", ""])[:3]
+        if number == "0" and not kinds:
+            places, name = [Path(root), Path(root, "unified")], "memory.max"
+        elif "memory" in kinds.split(","):
+            places, name = [Path(root, "memory"), Path(root)], "memory.limit_in_bytes"
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for place in places:
+            for depth in range(len(parts) + 1):
+                with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
+                    text = place.joinpath(*parts[:depth], name).read_text(encoding="ascii")
+                    limits.append(int(text))
+    return min(limits, default=None)
+
+
+def installed_memory() -> int | None:
+    """Bytes of RAM in this machine; None if the system does not tell."""
+    if platform.system() == "Windows":
+        return windows_memory()
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+class MemoryStatus(ctypes.Structure):
+    """MEMORYSTATUSEX of Windows."""
+
+    _fields_ = [
+        ("length", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        ("physical", ctypes.c_uint64),
+        *((name, ctypes.c_uint64) for name in "abcdef"),  # six we do not ask for
+    ]
+
+
+def windows_memory() -> int | None:
+    """Bytes of RAM, asked of Windows."""
+    status = MemoryStatus(length=ctypes.sizeof(MemoryStatus))
+    kernel = getattr(getattr(ctypes, "windll", None), "kernel32", None)
+    if kernel is None or not kernel.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return None
+    return status.physical
 
 
 def memory_bytes(device: torch.device) -> int | None:
-    """The memory a run can have on this device: on CUDA what is free or ours; None if unknown."""
+    """The memory a run can have on this device; None if unknown.
+
+    On CUDA what is free or ours; on a CPU the machine's or, if that is less, the container's.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
-    if not hasattr(os, "sysconf"):  # Windows
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    known = [size for size in (installed_memory(), cgroup_limit()) if size is not None]
+    return min(known, default=None)
 
 
-def rows_that_fit(model: nn.Module, dtype: torch.dtype, memory: float, step_rows: int) -> int:
+def rows_that_fit(
+    model: nn.Module,
+    dtype: torch.dtype,
+    memory: float,
+    step_rows: int,
+    optimizer_bytes: int | None = None,
+) -> int:
     """The largest micro-batch that divides step_rows and fits into `memory` bytes; 0 if none does.
 
     A tenth is left for the allocator's gaps and the libraries' own buffers.
     """
+    need = functools.partial(training_bytes, model, dtype=dtype, optimizer_bytes=optimizer_bytes)
     divisors = (n for n in range(step_rows, 0, -1) if step_rows % n == 0)
-    return next((n for n in divisors if training_bytes(model, n, dtype) <= 0.9 * memory), 0)
+    return next((n for n in divisors if need(rows=n) <= 0.9 * memory), 0)
 
 
 def rows_to_try(
-    model: nn.Module, dtype: torch.dtype, memory: float | None, step_rows: int, rows: int
+    model: nn.Module,
+    dtype: torch.dtype,
+    memory: float | None,
+    step_rows: int,
+    rows: int,
+    optimizer_bytes: int | None = None,
 ) -> int:
     """The micro-batch to try after `rows` ran out of memory; 0 if there is no smaller one.
 
     Raised in spite of the formula, the error says that less is there than it seems: then half.
     """
     smaller = [n for n in range(rows - 1, 0, -1) if step_rows % n == 0]
-    expected = memory is None or training_bytes(model, rows, dtype) <= 0.9 * memory
-    limit = rows // 2 if expected else max(1, rows_that_fit(model, dtype, memory, step_rows))
+    expected = memory is None or training_bytes(model, rows, dtype, optimizer_bytes) <= 0.9 * memory
+    limit = rows // 2
+    if not expected:
+        limit = max(1, rows_that_fit(model, dtype, memory, step_rows, optimizer_bytes))
     return next((n for n in smaller if n <= limit), 0)
