@@ -25,12 +25,13 @@ from nanogpt_lib.device import (
     median_seconds,
     peak_flops,
 )
-from nanogpt_lib.loader import ReadAhead, TokenLoader
+from nanogpt_lib.loader import TokenLoader
 from nanogpt_lib.model import GPT, GPTConfig, load_weights
 from nanogpt_lib.optimizer import decay_groups, make_optimizer
 from nanogpt_lib.recipes.text import write_splits
 from nanogpt_lib.shards import TokenStream
 from nanogpt_lib.support.memory import is_out_of_memory, keep_freed_memory
+from nanogpt_lib.support.read_ahead import ReadAhead
 
 CHUNK = 2048  # positions whose logits exist together, where the loss is made in pieces
 

@@ -1,18 +1,61 @@
-"""Feed a run: windows over token shards, in an order that no world size or batch size changes.
+"""Feed a run: rows of tokens, in an order that no world size and no batch size changes.
 
-Exported from notebooks/04_training.ipynb; edit the notebook, not this file.
+Exported from notebooks/04_training.ipynb, 07_ddp.ipynb and 08_fineweb.ipynb; edit the notebooks,
+not this file.
 
 Shapes: B rows per micro-batch, T tokens per row, W processes.
 """
 
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nanogpt_lib.shards import TokenStream
 from nanogpt_lib.support.errors import UserError
+
+
+class TokenLoader:
+    """Endless micro-batches (x, y) for one of W processes; it reads only the windows of its rank.
+
+    Row b of micro-step m is window (m·W + rank)·B + b of the order, so together the processes read
+    what one with a larger batch would. `tokens` is anything that has a length and can be sliced.
+    Raises UserError if it is shorter than one window.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[int],
+        batch_size: int,
+        block_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        seed: int = 1337,
+    ):
+        if len(tokens) <= block_size:
+            few = f"{len(tokens)} tokens are too few for block_size {block_size}"
+            raise UserError(f"{getattr(tokens, 'folder', 'the data')}: {few}")
+        self.tokens, self.batch_size, self.block_size = tokens, batch_size, block_size
+        self.rank, self.world_size = rank, world_size
+        self.order = WindowOrder(len(tokens), block_size, shuffle, seed)
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Inputs x and targets y, both (B, T) int64; y is x shifted by one token."""
+        B, T = self.batch_size, self.block_size
+        starts = self.order.take(self.world_size * B)[self.rank * B : (self.rank + 1) * B]
+        rows = [torch.as_tensor(self.tokens[s : s + T + 1], dtype=torch.long) for s in starts]
+        windows = torch.stack(rows)  # (B, T + 1)
+        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+    def state_dict(self) -> dict:
+        """Where the next micro-step begins; valid for any batch size and number of processes."""
+        return self.order.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from `state_dict()`; raises UserError if data, block_size or seed have changed."""
+        self.order.load_state_dict(state)
 
 
 def epoch_windows(
@@ -22,8 +65,8 @@ def epoch_windows(
 
     Window i is the block_size + 1 tokens from cut + i·block_size on. Neighbours share a token: the
     last target of one is the first input of the next. With shuffle, order and cut are drawn from
-    (seed, epoch), so what one epoch leaves at the ends, others read. Without, both are the
-    lecture's.
+    (seed, epoch): tokens cut off in one epoch are read in another. Unshuffled, order and cut match
+    the lecture.
     """
     rng = np.random.default_rng([seed, epoch])
     end = tokens - block_size  # the last window starts before this token
@@ -71,89 +114,3 @@ class WindowOrder:
                     f"on with {value}: use the settings and the dataset of the saved run"
                 )
         self.go_to(state["epoch"], state["position"])
-
-
-class TokenLoader:
-    """Endless micro-batches (x, y) for one of W processes; it reads only the windows of its rank.
-
-    Row b of micro-step m is window (m·W + rank)·B + b of the order, so together the processes read
-    what one with a larger batch would. Raises UserError if the stream is shorter than one window.
-    """
-
-    def __init__(
-        self,
-        stream: TokenStream,
-        batch_size: int,
-        block_size: int,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle: bool = True,
-        seed: int = 1337,
-    ):
-        if len(stream) <= block_size:
-            few = f"{len(stream)} tokens are too few for block_size {block_size}"
-            raise UserError(f"{stream.folder}: {few}")
-        self.stream, self.batch_size, self.block_size = stream, batch_size, block_size
-        self.rank, self.world_size = rank, world_size
-        self.order = WindowOrder(len(stream), block_size, shuffle, seed)
-
-    def next_batch(self) -> tuple[Tensor, Tensor]:
-        """Inputs x and targets y, both (B, T) int64; y is x shifted by one token."""
-        B, T = self.batch_size, self.block_size
-        starts = self.order.take(self.world_size * B)[self.rank * B : (self.rank + 1) * B]
-        tokens = torch.from_numpy(np.stack([self.stream.read(s, T + 1) for s in starts]))
-        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-
-    def state_dict(self) -> dict:
-        """Where the next micro-step begins; valid for any batch size and number of processes."""
-        return self.order.state_dict()
-
-    def load_state_dict(self, state: dict) -> None:
-        """Go on from `state_dict()`; raises UserError if data, block_size or seed have changed."""
-        self.order.load_state_dict(state)
-
-
-class ReadAhead:
-    """A TokenLoader whose next micro-batch is read while the device works on the present one.
-
-    One thread prepares one micro-batch (reads, cuts, pins) and then waits. Batches are those of the
-    loader, on the device; an error in the thread is raised by next_batch, in the caller.
-    """
-
-    def __init__(self, loader: TokenLoader, device: torch.device):
-        self.loader, self.device = loader, device
-        self.thread = ThreadPoolExecutor(max_workers=1)
-        self.position = loader.state_dict()
-        self.ahead: Future | None = None
-
-    def prepare(self) -> tuple[Tensor, Tensor, dict]:
-        """In the thread: the next micro-batch, and the position behind it."""
-        x, y = self.loader.next_batch()
-        if self.device.type == "cuda":  # from pinned memory the GPU fetches without the CPU's help
-            x, y = x.pin_memory(), y.pin_memory()
-        return x, y, self.loader.state_dict()
-
-    def next_batch(self) -> tuple[Tensor, Tensor]:
-        """Inputs x and targets y, both (B, T) int64, on the device."""
-        current = self.ahead or self.thread.submit(self.prepare)
-        x, y, self.position = current.result()
-        self.ahead = self.thread.submit(self.prepare)
-        return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
-
-    def state_dict(self) -> dict:
-        """Where the next micro-step begins: behind what was handed out, not what was read ahead."""
-        return self.position
-
-    def load_state_dict(self, state: dict) -> None:
-        """Go on from `state_dict()`; what was read ahead is dropped."""
-        if self.ahead:
-            wait([self.ahead])  # the thread must not move the loader under our hands
-        self.loader.load_state_dict(state)
-        self.position, self.ahead = state, None
-
-
-def feed(loader: TokenLoader, device: torch.device) -> TokenLoader | ReadAhead:
-    """Read ahead where the CPU would wait for a device. On the CPU itself a thread only competes
-    with the work, so the loader is returned as it is."""
-    return loader if device.type == "cpu" else ReadAhead(loader, device)

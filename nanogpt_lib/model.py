@@ -1,6 +1,7 @@
 """The GPT-2 transformer: attention, MLP, block, and the model that stacks them.
 
-Exported from notebooks/02_module.ipynb; edit the notebook, not this file.
+Exported from notebooks/02_module.ipynb, 03_sampling.ipynb, 04_training.ipynb and 05_speedups.ipynb;
+edit the notebooks, not this file.
 
 Shapes: B batch, T time, C channels (n_embd), H heads, D head size = C // H, V vocabulary.
 """
@@ -57,7 +58,7 @@ def attention_by_hand(
 def attention_fused(
     q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, visible: Tensor | None = None
 ) -> Tensor:
-    """The same function through `scaled_dot_product_attention`, which never stores the scores."""
+    """attention_by_hand through `scaled_dot_product_attention`, which never stores the scores."""
     T, S = q.size(-2), k.size(-2)
     if visible is None and T == S:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
@@ -74,10 +75,7 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        if config.n_embd % config.n_head:
-            raise UserError(f"n_embd {config.n_embd} cannot be divided by n_head {config.n_head}")
-        if config.attention not in ATTENTION:
-            raise UserError(f"attention {config.attention!r} is none of {', '.join(ATTENTION)}")
+        assert config.n_embd % config.n_head == 0, "the heads share the channels evenly"
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.n_head = config.n_head
@@ -85,14 +83,14 @@ class CausalSelfAttention(nn.Module):
         self.attend = ATTENTION[config.attention]
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
-        """x: (B, T, C) → (B, T, C); without a context, T tokens from the first on."""
+        """x: (B, T, C) → (B, T, C); without a context, the first T tokens of a text."""
         B, T, C = x.size()
         q, k, v = self.c_attn(x).split(C, dim=2)
         # heads are a second batch dimension: (B, T, C) → (B, T, H, D) → (B, H, T, D)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))
         visible = None
         if context is not None:
-            k, v = context.remember(k, v)  # (B, H, S, D) with everything seen so far
+            k, v = context.remember(k, v)  # (B, H, S, D): all tokens so far
             visible = context.visible
         dropout = self.dropout if self.training else 0.0
         y = self.attend(q, k, v, dropout, visible)  # (B, H, T, D)
@@ -149,41 +147,22 @@ class Transformer(nn.Module):
     def forward(self, idx: Tensor, context: Context | None = None) -> Tensor:
         """Token ids (B, T) → hidden states (B, T, C).
 
-        A context says where the tokens stand, what they see and what came before; without one they
-        are the first T tokens of a text.
+        A context says where the tokens stand, what they see and what came before them; without one
+        they are the first T tokens of a text, at most block_size.
         """
         if context is None:
-            if idx.size(1) > (most := self.wpe.num_embeddings):
-                raise UserError(f"{idx.size(1)} tokens exceed the block_size of {most}")
             position = torch.arange(idx.size(1), device=idx.device)
+            assert len(position) <= self.wpe.num_embeddings, "more tokens than block_size"
         else:
             position = context.position
         x = self.drop(self.wte(idx) + self.wpe(position))  # (B, T, C) + (T, C) or (B, T, C)
-        for i, block in enumerate(self.h):
-            x = block(x, None if context is None else context.layer(i))
+        for number, block in enumerate(self.h):
+            x = block(x, None if context is None else context.layer(number))
         return self.ln_f(x)
 
 
-def init_weights(model: nn.Module, n_layer: int) -> None:
-    """GPT-2's initialisation: std 0.02, wpe 0.01, zero biases (openai/gpt-2, src/model.py).
-
-    The projections that write into the residual stream are scaled by 1/√(2·n_layer), so that the
-    sum of 2·n_layer of them has the variance of one, whatever the depth (GPT-2 paper, section 2.3).
-    """
-    residual_std = 0.02 / math.sqrt(2 * n_layer)
-    for name, p in model.named_parameters():
-        if name.endswith("c_proj.weight"):
-            nn.init.normal_(p, std=residual_std)
-        elif name.endswith("wpe.weight"):
-            nn.init.normal_(p, std=0.01)
-        elif p.dim() == 2:
-            nn.init.normal_(p, std=0.02)
-        elif name.endswith("bias"):
-            nn.init.zeros_(p)
-
-
 class GPT(nn.Module):
-    """A Transformer and its tied output head: token ids in, logits out."""
+    """A Transformer and its tied output head: token ids in, logits and loss out."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -241,3 +220,21 @@ def load_weights(model: GPT, state: dict[str, Tensor], vocab_size: int | None = 
 def count_parameters(model: nn.Module) -> int:
     """Parameters of a model; a tied matrix counts once."""
     return sum(p.numel() for p in model.parameters())
+
+
+def init_weights(model: nn.Module, n_layer: int) -> None:
+    """GPT-2's initialisation: std 0.02, wpe 0.01, zero biases (openai/gpt-2, src/model.py).
+
+    The projections that write into the residual stream are scaled by 1/√(2·n_layer), so that the
+    sum of 2·n_layer of them has the variance of one, whatever the depth (GPT-2 paper, section 2.3).
+    """
+    residual_std = 0.02 / math.sqrt(2 * n_layer)
+    for name, p in model.named_parameters():
+        if name.endswith("c_proj.weight"):
+            nn.init.normal_(p, std=residual_std)
+        elif name.endswith("wpe.weight"):
+            nn.init.normal_(p, std=0.01)
+        elif p.dim() == 2:
+            nn.init.normal_(p, std=0.02)
+        elif name.endswith("bias"):
+            nn.init.zeros_(p)

@@ -14,7 +14,7 @@ from nanogpt_lib.config import TrainConfig, as_dict, micro_batch
 from nanogpt_lib.device import allow_tf32, choose_dtype, compile_model
 from nanogpt_lib.distributed import all_reduce_sum, wrap_ddp
 from nanogpt_lib.hellaswag import Item, read_items
-from nanogpt_lib.loader import ReadAhead, TokenLoader, feed
+from nanogpt_lib.loader import TokenLoader
 from nanogpt_lib.logbook import series
 from nanogpt_lib.model import GPT, count_parameters
 from nanogpt_lib.shards import TokenStream
@@ -24,6 +24,7 @@ from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.files import seal, write_atomically, write_json
 from nanogpt_lib.support.memory import keep_freed_memory, memory_bytes, rows_to_try, training_bytes
 from nanogpt_lib.support.processes import World
+from nanogpt_lib.support.read_ahead import ReadAhead, feed
 from nanogpt_lib.support.run_log import RunLog, external_logger, read_log
 from nanogpt_lib.support.sharding import shard_fsdp, unsharded
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
@@ -88,6 +89,11 @@ class Run:
         """Is it time? Every so many steps (0: never), and always at the end."""
         last = self.step >= self.config.max_steps
         return last or (every > 0 and self.step % every == 0)
+
+    def close(self) -> None:
+        """End the thread that reads ahead, where there is one."""
+        if isinstance(self.loader, ReadAhead):
+            self.loader.close()
 
 
 # --- putting it together ------------------------------------------------------------------------
@@ -192,7 +198,7 @@ def announce(run: Run, compiled: str) -> None:
     """Say what is trained, on what, where and how."""
     config, world = run.config, run.world
     run.say(
-        f"{count_parameters(run.raw):,} parameters, {len(run.loader.stream):,} training tokens of "
+        f"{count_parameters(run.raw):,} parameters, {len(run.loader.tokens):,} training tokens of "
         f"{describe_data(run.meta)}"
     )
     run.say(f"{run.device}, {str(run.dtype).removeprefix('torch.')}, {compiled}")

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from nanogpt_lib.context import Context, new_cache
 from nanogpt_lib.model import GPT
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.evaluating import evaluating
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -55,14 +56,6 @@ def next_token_probabilities(
     return probs if top_p is None or top_p == 1 else keep_top_p(probs, top_p)
 
 
-def next_token_logits(model: GPT, hidden: Tensor) -> Tensor:
-    """Hidden states (…, C) → logits (…, V), in float32 even under autocast, without padding."""
-    # bf16 near 3 has steps of 0.0156: wrong odds between tokens
-    with torch.autocast(device_type=hidden.device.type, enabled=False):
-        logits = model.lm_head(hidden.to(model.lm_head.weight.dtype))
-    return logits[..., : model.config.vocab_size].float()
-
-
 def draw(probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One token per row, (B, V) → (B, 1): the first i with p_0 + … + p_i > u, u uniform in [0, 1).
 
@@ -74,15 +67,24 @@ def draw(probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
     if not ends[:, -1].isfinite().all():
         raise UserError("the logits are not finite: damaged weights, or a run that diverged")
     u = torch.rand(probs.size(0), 1, generator=generator)
-    # divided by its last entry, `ends` closes with exactly 1 > u; mass 0 leaves no room for a dart
+    # divided by its last entry, `ends` closes with exactly 1 > u; a token of zero probability
+    # spans an empty interval
     return torch.searchsorted(ends / ends[:, -1:], u, right=True)
+
+
+def next_token_logits(model: GPT, hidden: Tensor) -> Tensor:
+    """Hidden states (…, C) → logits (…, V), in float32 even under autocast, without padding."""
+    # bf16 near 3 has steps of 0.0156: wrong odds between tokens
+    with torch.autocast(device_type=hidden.device.type, enabled=False):
+        logits = model.lm_head(hidden.to(model.lm_head.weight.dtype))
+    return logits[..., : model.config.vocab_size].float()
 
 
 def context_start(length: int, block_size: int) -> int:
     """First token a model still sees when the text has `length` tokens.
 
     0 until the context is full. Then the older half is dropped at once, not one token per step:
-    every position shifts, so the cache must be rebuilt, and this way that is rarely.
+    every position shifts, so the cache must be rebuilt; dropping half at once keeps rebuilds rare.
     """
     if length <= block_size:
         return 0
@@ -96,88 +98,43 @@ def stream(
     idx: Tensor,
     max_new_tokens: int,
     *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
     eot: int | None = None,
     generator: torch.Generator | None = None,
     use_cache: bool = True,
-    given: Tensor | None = None,
-    **how,
 ) -> Iterator[Tensor]:
-    """Yield the next token of every row, (B, 1), up to max_new_tokens times; see `generate`.
+    """Yield the next token of every row of idx (B, T), as (B, 1), up to max_new_tokens times.
 
-    `given` (B, max_new_tokens) holds tokens to take instead of the drawn ones, -1 where to draw.
+    temperature, top_k, top_p: see next_token_probabilities. eot: a row that drew it is filled with
+    it, and all rows done stops early. generator: a seeded one repeats the text. use_cache: False
+    computes everything again at every step; the tokens are the same. idx holds at least one token;
+    of more than block_size the model sees the last ones. The model should be in evaluation mode.
     """
-    check_prompt(idx.size(1), model.config.block_size)
-    size = model.config.n_layer, model.config.block_size
-    start, cache = 0, new_cache(*size)
+    config = model.config
+    start, cache = 0, new_cache(config.n_layer, config.block_size)
     finished = torch.zeros(idx.size(0), 1, dtype=torch.bool, device=idx.device)
-    for step in range(max_new_tokens):
-        if (moved := context_start(idx.size(1), model.config.block_size)) != start:
-            start, cache = moved, new_cache(*size)
+    for _ in range(max_new_tokens):
+        if (moved := context_start(idx.size(1), config.block_size)) != start:
+            start, cache = moved, new_cache(config.n_layer, config.block_size)
         fresh = idx[:, start + cache[0].length :]  # without a cache its length stays 0
         hidden = model.transformer(fresh, Context.after(cache, fresh) if use_cache else None)
         logits = next_token_logits(model, hidden[:, -1])  # (B, V)
-        probs = next_token_probabilities(logits, **how)
-        token = draw(probs, generator)  # (B, 1)
+        token = draw(next_token_probabilities(logits, temperature, top_k, top_p), generator)
         if eot is not None:
             token = torch.where(finished, eot, token)
-        free = True
-        if given is not None:
-            own = given[:, step : step + 1]
-            free = own < 0
-            token = torch.where(free, token, own)
-        if eot is not None:
-            finished |= (token == eot) & free
+            finished |= token == eot
         idx = torch.cat([idx, token], dim=1)
         yield token
         if eot is not None and finished.all():
             return
 
 
-def check_prompt(length: int, block_size: int) -> None:
-    """Raise UserError for a prompt of no tokens, or of more than the context holds."""
-    if length == 0:
-        raise UserError("the prompt is empty: there is nothing to continue")
-    if length > block_size:
-        raise UserError(f"the prompt has {length} tokens, over the context of {block_size}")
-
-
-def generate(model: GPT, idx: Tensor, max_new_tokens: int, **how) -> Tensor:
+def generate(model: GPT, idx: Tensor, max_new_tokens: int, **options) -> Tensor:
     """Continue the prompts idx (B, T) and return prompts and continuation, (B, T + new).
 
-    Keywords: temperature, top_k, top_p (see next_token_probabilities), eot (a row that drew it is
-    filled with it; all rows done stops early), generator (a seeded one repeats the text), use_cache
-    (False recomputes everything at every step; the tokens are the same). The model is put into
-    evaluation mode meanwhile. Raises UserError for an empty prompt or one over block_size.
+    The options are those of `stream`. The model is put into evaluation mode meanwhile.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        return torch.cat([idx, *stream(model, idx, max_new_tokens, **how)], dim=1)
-    finally:
-        model.train(was_training)
-
-
-def continue_prompts(
-    model: GPT, prompts: list[list[int]], max_new_tokens: int, *, eot: int | None = None, **how
-) -> list[list[int]]:
-    """Continue prompts of any lengths side by side; each comes back with its own new tokens.
-
-    A row ends after max_new_tokens of its own or before its first drawn eot. Keywords as in
-    `generate`; the prompts' tails beyond the shortest are fed one token per step. Raises UserError
-    for an empty prompt or one over block_size.
-    """
-    for prompt in prompts:
-        check_prompt(len(prompt), model.config.block_size)
-    lengths = [len(prompt) for prompt in prompts]
-    shortest, steps = min(lengths), max(lengths) - min(lengths) + max_new_tokens
-    rows = torch.full((len(prompts), shortest + steps), -1)
-    for row, prompt in zip(rows, prompts, strict=True):
-        row[: len(prompt)] = torch.tensor(prompt)
-    rows = rows.to(next(model.parameters()).device)
-    how.update(given=rows[:, shortest:], eot=eot)
-    texts = generate(model, rows[:, :shortest], steps, **how).tolist()
-    texts = [row[: n + max_new_tokens] for row, n in zip(texts, lengths, strict=True)]
-    for row, n in zip(texts, lengths, strict=True):
-        if eot in row[n:]:
-            del row[row.index(eot, n) :]
-    return texts
+    with evaluating(model):
+        return torch.cat([idx, *stream(model, idx, max_new_tokens, **options)], dim=1)

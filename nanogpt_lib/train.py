@@ -286,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
             run = prepare(config, world, device, meta)
             if world.is_main:
                 open_log(run)
-            with Stopper() as stopper:
+            with contextlib.closing(run), Stopper() as stopper:
                 return train(run, stopper)
         except OSError as error:  # of a file of the run, or of the data
             place = f"{error.filename}: " if error.filename else ""

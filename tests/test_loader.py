@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from nanogpt_lib.loader import ReadAhead, TokenLoader, WindowOrder, epoch_windows, feed
+from nanogpt_lib.loader import TokenLoader, WindowOrder, epoch_windows
 from nanogpt_lib.shards import TokenStream, write_shard
 from nanogpt_lib.support.datasets import write_meta
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.files import seal
+from nanogpt_lib.support.read_ahead import ReadAhead, feed
 
 T = 8
 CPU = torch.device("cpu")
@@ -166,7 +167,7 @@ def test_epochs_are_shuffled_each_in_its_own_way_and_repeatably():
 # --- bad data (faults 4, 5, 6)
 
 
-@pytest.mark.parametrize("size", [1, T])
+@pytest.mark.parametrize("size", [2, T])
 def test_a_short_shard_gets_a_message(tmp_path, size):
     stream = make_stream(tmp_path / "short", size)
     with pytest.raises(UserError, match=rf"short: {size} tokens are too few for block_size {T}"):
@@ -335,8 +336,9 @@ def test_an_error_of_the_reading_thread_reaches_the_caller(tmp_path):
 def test_a_process_that_reads_ahead_ends_by_itself(stream):
     code = (
         "import sys, torch\n"
-        "from nanogpt_lib.loader import ReadAhead, TokenLoader\n"
+        "from nanogpt_lib.loader import TokenLoader\n"
         "from nanogpt_lib.shards import TokenStream\n"
+        "from nanogpt_lib.support.read_ahead import ReadAhead\n"
         f"loader = TokenLoader(TokenStream({str(stream.folder)!r}, 'train'), 4, {T})\n"
         "ReadAhead(loader, torch.device('cpu')).next_batch()\n"
         "sys.exit(7)\n"

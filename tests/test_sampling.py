@@ -9,7 +9,6 @@ from nanogpt_lib.context import Context, new_cache
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.sampling import (
     context_start,
-    continue_prompts,
     draw,
     generate,
     keep_top_k,
@@ -250,8 +249,8 @@ def test_the_model_gets_its_mode_back_and_dropout_is_off_meanwhile():
     calm = text(model, idx, 10)
     model.train()
     assert torch.equal(text(model, idx, 10), calm) and model.training
-    with pytest.raises(UserError):
-        generate(model, idx[:, :0], 3)
+    with pytest.raises(UserError, match="temperature"):
+        generate(model, idx, 3, temperature=-1)
     assert model.training
 
 
@@ -263,13 +262,13 @@ def test_generated_tokens_can_be_trained_on():
     assert model.transformer.wpe.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize(
-    ("length", "message"),
-    [(0, "the prompt is empty"), (BLOCK + 1, "the prompt has 17 tokens, over the context of 16")],
-)
-def test_a_prompt_that_cannot_be_continued_is_refused(length, message):
-    with pytest.raises(UserError, match=message):
-        generate(make_model(), prompts(1, length), 3)
+def test_of_a_prompt_over_the_context_the_model_sees_the_end():
+    model, idx = make_model(), prompts(2, 3 * BLOCK + 5)
+    long = text(model, idx, 6)
+    start = context_start(idx.size(1), BLOCK)
+    assert BLOCK // 2 <= idx.size(1) - start <= BLOCK
+    assert torch.equal(long[:, start:], text(model, idx[:, start:], 6))
+    assert torch.equal(long, text(model, idx, 6, use_cache=False))
 
 
 def test_sampling_works_while_the_training_module_is_compiled():
@@ -319,7 +318,7 @@ def test_draws_follow_the_probabilities():
 
 
 @pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-24])
-def test_no_dart_leaves_the_tokens_that_have_mass(u, monkeypatch):
+def test_no_draw_leaves_the_tokens_that_have_mass(u, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *shape, generator=None: torch.full(shape, u))
     uneven = (4 * torch.randn(50, 999, generator=torch.Generator().manual_seed(1))).softmax(-1)
     uneven[:, :10] = uneven[:, -10:] = 0  # neither the first tokens nor the last, nor a sum of 1
@@ -333,37 +332,6 @@ def test_a_model_that_diverged_gets_one_clear_line():
         model.transformer.ln_f.weight[0] = float("nan")
     with pytest.raises(UserError, match="not finite"):
         generate(model, prompts(1, 3), 2)
-
-
-# --- prompts of different lengths
-
-
-@pytest.mark.parametrize("lengths", [(3, 9, 1), (5, 5), (BLOCK, 1, 4), (2,)])
-def test_prompts_of_any_lengths_are_continued_as_if_alone(lengths):
-    model = make_model()
-    ragged = [prompts(1, n)[0].tolist() for n in lengths]
-    together = continue_prompts(model, ragged, 5, temperature=0)
-    for prompt, row in zip(ragged, together, strict=True):
-        # the shared context is cut where the longest row is full, a single one later
-        if max(lengths) - min(lengths) + max(lengths) + 5 <= BLOCK:
-            assert row == generate(model, torch.tensor([prompt]), 5, temperature=0)[0].tolist()
-        assert row[: len(prompt)] == prompt and len(row) == len(prompt) + 5
-
-
-def test_a_row_ends_before_its_own_eot_and_not_at_one_in_its_prompt():
-    model = make_model(vocab_size=3)
-    ragged = [[1], [1, 0, 2, 0, 1], [2, 2]]
-    together = continue_prompts(
-        model, ragged, 30, eot=0, generator=torch.Generator().manual_seed(1)
-    )
-    for prompt, row in zip(ragged, together, strict=True):
-        assert row[: len(prompt)] == prompt and 0 not in row[len(prompt) :]
-    assert any(len(row) < len(prompt) + 30 for prompt, row in zip(ragged, together, strict=True))
-
-
-def test_an_empty_prompt_among_several_is_refused():
-    with pytest.raises(UserError, match="empty"):
-        continue_prompts(make_model(), [[1, 2], []], 3)
 
 
 # --- packed weights
