@@ -9,7 +9,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from nanogpt_lib import run, train
 from nanogpt_lib.loader import TokenLoader, WindowOrder, epoch_windows
 from nanogpt_lib.shards import TokenStream, write_shard
 from nanogpt_lib.support.datasets import write_meta
@@ -63,6 +66,17 @@ def read(loader: TokenLoader, count: int) -> list[list[int]]:
 
 
 # --- what a batch is
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor, lambda a: a.astype(np.uint16)])
+def test_anything_with_a_length_and_slices_can_be_read(stream, kind):
+    tokens = kind(np.arange(1000))
+    from_memory, from_disk = TokenLoader(tokens, 4, T), TokenLoader(stream, 4, T)
+    for _ in range(40):
+        for ours, theirs in zip(from_memory.next_batch(), from_disk.next_batch(), strict=True):
+            assert torch.equal(ours, theirs) and ours.dtype == torch.int64
+    with pytest.raises(UserError, match="the data: 8 tokens are too few for block_size 8"):
+        TokenLoader(tokens[:8], 4, T)
 
 
 def test_targets_are_inputs_shifted_by_one_token(stream):
@@ -162,6 +176,42 @@ def test_epochs_are_shuffled_each_in_its_own_way_and_repeatably():
     assert not np.array_equal(first - first.min(), second - second.min())
     assert np.array_equal(first, starts_of(1000, True, 5, 0))
     assert not np.array_equal(first, starts_of(1000, True, 6, 0))
+
+
+FEW = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+@FEW
+@given(
+    tokens=st.integers(7, 120),
+    block_size=st.integers(1, 6),
+    worlds=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5)), min_size=2, max_size=3),
+    shuffle=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_a_run_that_changes_its_world_reads_each_window_once_per_epoch(
+    tokens, block_size, worlds, shuffle, seed
+):
+    row, how, state, starts = np.arange(tokens), dict(shuffle=shuffle, seed=seed), None, []
+    epochs = [epoch_windows(tokens, block_size, shuffle, seed, epoch) for epoch in range(2)]
+    while len(starts) < sum(len(numbers) for _, numbers in epochs):
+        world_size, B = worlds[len(starts) % len(worlds)]
+        ranks = [
+            TokenLoader(row, B, block_size, rank=r, world_size=world_size, **how)
+            for r in range(world_size)
+        ]
+        for loader in ranks:
+            if state:
+                loader.load_state_dict(state)
+            x, y = loader.next_batch()
+            assert torch.equal(y, x + 1) and x.shape == (B, block_size)
+            starts += x[:, 0].tolist()
+        state = ranks[0].state_dict()
+        assert all(loader.state_dict() == state for loader in ranks)
+    for cut, numbers in epochs:
+        epoch, starts = starts[: len(numbers)], starts[len(numbers) :]
+        assert sorted(epoch) == list(range(cut, tokens - block_size, block_size))
+        assert epoch == [cut + block_size * int(i) for i in numbers]
 
 
 # --- bad data (faults 4, 5, 6)
@@ -345,6 +395,31 @@ def test_a_process_that_reads_ahead_ends_by_itself(stream):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (7, "")
+
+
+def test_a_closed_loader_leaves_no_thread_behind(stream):
+    before = set(threading.enumerate())
+    ahead = ReadAhead(TokenLoader(stream, 4, T), CPU)
+    ahead.next_batch()
+    assert set(threading.enumerate()) - before
+    ahead.close()
+    assert not set(threading.enumerate()) - before
+    assert len(ahead.tokens) == 1000  # what it read can still be asked
+
+
+def test_a_run_ends_its_reading_thread_however_it_ends(stream, tiny_data, tmp_path, monkeypatch):
+    before, made = set(threading.enumerate()), []
+
+    def with_thread(loader, device):
+        made.append(ReadAhead(loader, device))
+        return made[-1]
+
+    monkeypatch.setattr(run, "feed", with_thread)
+    monkeypatch.setattr(train, "report", lambda *_, **__: 1 / 0)
+    flags = ["quickstart", "--data", str(tiny_data), "--out", str(tmp_path / "run")]
+    with pytest.raises(ZeroDivisionError):
+        train.main([*flags, "--max-steps", "3", "--compile", "off", "--device", "cpu"])
+    assert made and not set(threading.enumerate()) - before
 
 
 def test_a_loader_reads_ahead_for_a_device_only(stream):

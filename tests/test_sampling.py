@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nanogpt_lib.context import Context, new_cache
 from nanogpt_lib.model import GPT, GPTConfig
@@ -22,6 +24,7 @@ from nanogpt_lib.support.packed import fast_inference
 from nanogpt_lib.tokenizer import CharTokenizer
 
 BLOCK = 16
+FEW = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def make_model(seed: int = 0, **changes) -> GPT:
@@ -79,6 +82,33 @@ def test_top_p_of_one_and_top_k_of_all_change_nothing():
     assert torch.equal(next_token_probabilities(logits, top_k=50), plain)
 
 
+@FEW
+@given(
+    logits=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=30),
+    temperature=st.one_of(st.just(0.0), st.floats(1e-3, 100)),
+    top_k=st.one_of(st.none(), st.integers(1, 40)),
+    top_p=st.one_of(st.none(), st.floats(1e-6, 1)),
+)
+def test_probabilities_sum_to_one_and_no_cut_removes_the_likeliest(
+    logits, temperature, top_k, top_p
+):
+    row = torch.tensor([logits])
+    probs = next_token_probabilities(row, temperature, top_k, top_p)[0]
+    assert probs.dtype == torch.float32 and (probs >= 0).all()
+    assert probs.sum().item() == pytest.approx(1, abs=1e-5)
+    assert probs[row[0].argmax()] == probs.max()
+    if top_k is not None:  # ties with the k-th stay
+        kth = row[0].sort(descending=True).values[min(top_k, len(logits)) - 1]
+        assert ((probs > 0) <= (row[0] >= kth)).all()
+    if top_p is not None and temperature > 0:
+        full = next_token_probabilities(row, temperature, top_k)[0]
+        kept = probs > 0
+        # enough of the mass, and not without the least likely of those that stay
+        assert full[kept].sum() >= top_p - 1e-5
+        assert full[kept].sum() - full[kept].min() < top_p + 1e-5
+        assert full[~kept].max() <= full[kept].min() if (~kept).any() else True
+
+
 def test_the_likeliest_token_always_stays():
     logits = torch.tensor([[9.0, 0.0, 0.0]])
     for how in ({"top_p": 1e-6}, {"top_k": 1}, {"temperature": 0.0}, {"temperature": 1e-3}):
@@ -131,6 +161,24 @@ def test_cached_and_uncached_give_the_same_tokens_for_every_prompt_length(attent
             idx = prompts(3, length)
             cached = text(model, idx, BLOCK + 8, **how)  # past the end of the context
             assert torch.equal(cached, text(model, idx, BLOCK + 8, use_cache=False, **how))
+
+
+@FEW
+@given(
+    block_size=st.integers(1, 9),
+    length=st.integers(1, 30),
+    new=st.integers(1, 30),
+    rows=st.integers(1, 3),
+    attention=st.sampled_from(["sdpa", "manual"]),
+    greedy=st.booleans(),
+)
+def test_cached_equals_uncached_for_any_lengths(block_size, length, new, rows, attention, greedy):
+    model = make_model(block_size=block_size, attention=attention)
+    how = {"temperature": 0} if greedy else {"top_k": 10}
+    cached = text(model, prompts(rows, length), new, **how)
+    assert cached.shape == (rows, length + new)
+    uncached = text(model, prompts(rows, length), new, use_cache=False, **how)
+    assert torch.equal(cached, uncached)
 
 
 def test_every_token_comes_from_what_the_model_sees_and_nothing_else():
