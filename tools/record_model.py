@@ -18,12 +18,15 @@ from safetensors.torch import save_file
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from nanogpt_lib.checkpoint import checkpoints, newest_checkpoint
+from nanogpt_lib.checkpoint import newest_checkpoint
 from nanogpt_lib.load import RECORDED, load_model
 from nanogpt_lib.logbook import series
+from nanogpt_lib.support.checkpoint_files import checkpoints
 from nanogpt_lib.support.cli import run_program
+from nanogpt_lib.support.datasets import read_meta
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.files import file_sha256, seal, write_atomically, write_json
+from nanogpt_lib.support.places import find_data
 from nanogpt_lib.support.run_log import read_log
 
 
@@ -66,6 +69,7 @@ def main() -> None:
     write_atomically(args.out / "samples.txt", (shown[1] if shown else samples).encode("utf-8"))
     about = {
         "command": "python data/pydocs.py && python nanogpt_lib/train.py recorded",
+        "text": read_meta(find_data(state["train_config"]["data"]))["source"],
         "step": step,
         "val_loss": round(loss, 4),
         "weights": "bfloat16, rounded once after training",

@@ -1,0 +1,62 @@
+"""The recorded model: small, trained, and the same for every chapter that looks into it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conftest import ROOT
+from nanogpt_lib.load import RECORDED, recorded_model
+from nanogpt_lib.model import count_parameters
+
+TEXT = """Return the number of items in the list. If the optional argument is not given,
+the default value is used. Raises ValueError if the string does not contain a valid name."""
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    """The model and its tokenizer."""
+    model, tokenizer = recorded_model()
+    return model.eval(), tokenizer
+
+
+def test_it_is_small_enough_to_be_cloned_and_long_enough_to_look_into(recorded):
+    model, tokenizer = recorded
+    assert count_parameters(model) <= 3_400_000 and model.config.block_size == 256
+    assert tokenizer.vocab_size == model.config.vocab_size == 96
+    assert (RECORDED / "model.safetensors").stat().st_size < 7_000_000
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_it_has_learned_english(recorded):
+    """Under 1.5 nats per character on a text of ours; ln 96 = 4.56 is a random model's."""
+    model, tokenizer = recorded
+    ids = torch.tensor([tokenizer.encode(TEXT)])
+    with torch.no_grad():
+        _, loss = model(ids[:, :-1], ids[:, 1:])
+        _, backwards = model(ids.flip(1)[:, :-1], ids.flip(1)[:, 1:])
+    assert loss < 1.5 and backwards > 3.0
+
+
+def test_one_of_its_heads_looks_one_token_back(recorded):
+    """Chapters show it: mean attention to the token before, by head of the first block."""
+    model, tokenizer = recorded
+    ids = torch.tensor([tokenizer.encode(TEXT)])
+    block, T = model.transformer.h[0], ids.size(1)
+    with torch.no_grad():
+        x = block.ln_1(model.transformer.wte(ids) + model.transformer.wpe(torch.arange(T)))
+        q, k, _ = block.attn.c_attn(x).view(1, T, 3, 4, 64).permute(2, 0, 3, 1, 4)
+        scores = (q @ k.mT / 8).masked_fill(torch.ones(T, T).triu(1).bool(), float("-inf"))
+    back = scores.softmax(-1)[0].diagonal(-1, 1, 2).mean(-1)
+    assert back.max() > 0.8 and back.median() < 0.5
+
+
+def test_sample_takes_it_and_it_is_not_written_over():
+    words = ["--prompt", "Return the ", "--max-new-tokens", "20", "--device", "cpu"]
+    command = [sys.executable, ROOT / "nanogpt_lib/sample.py", "--checkpoint", RECORDED, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "Return the " in done.stdout, done.stderr
+    command = [sys.executable, ROOT / "tools/record_model.py", "runs/recorded"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "it is frozen" in done.stderr
