@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nanogpt_lib.choices import REGISTRIES, SCHEDULES
-from nanogpt_lib.config import OF_A_START, OPTIONS, PRESETS, TrainConfig, check_config, flag
+from nanogpt_lib.config import OF_A_START, OPTIONS, PATHS, PRESETS, TrainConfig, check_config, flag
+from nanogpt_lib.pretrained import GPT2_SIZES
 from nanogpt_lib.support.cli import OneLineParser
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.files import read_sealed
+from nanogpt_lib.support.places import ROOT, find_data
 
 PLAIN = {name: f.default for name, f in OPTIONS.items()}
 ABOUT = f"""
@@ -66,16 +68,18 @@ def parse_config(
         parser.error(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
     flags = vars(parser.parse_args(argv))
     asked = {**PRESETS.get(preset, {}), **flags}
-    now = {**PLAIN, **asked}
+    asked |= {name: found_path(asked[name]) for name in PATHS if name in asked}
+    now = {**PLAIN, **{name: found_path(PLAIN[name]) for name in PATHS}, **asked}
     resume = now["resume"] or (now["auto_resume"] and bool(settings_files(Path(now["out"]))))
     saved = saved_settings(Path(now["out"])) if resume else {}
-    values = {**PLAIN, **saved, **asked, "resume": resume}
+    values = {**now, **saved, **asked, "resume": resume}
     config = TrainConfig(**values, preset=preset, flags=frozenset(flags))
     check_config(config)
     if resume:
         changed = [n for n in asked if n in saved and asked[n] != saved[n]]
-        for name in changed:
-            say(f"{flag(name)}: {asked[name]!r}, until now {saved[name]!r}")
+        if changed:
+            words = (f"{flag(n)} {asked[n]!r} (was {saved[n]!r})" for n in changed)
+            say(f"changed since the run was saved: {', '.join(words)}")
     elif preset is None:
         say(
             "no preset named: settings without a flag are GPT-2's (124M), see --help; "
@@ -89,6 +93,17 @@ def parse_config(
             "--warmup-steps sets it"
         )
     return config
+
+
+def found_path(path: str, kept: bool = False) -> str:
+    """The absolute path of what a relative one means, here or as a run has kept it.
+
+    What is not there, a name on the hub for one, stays as it is.
+    """
+    if path in ("scratch", *GPT2_SIZES):  # whatever folder has such a name
+        return path
+    found = ROOT / path if kept and (ROOT / path).exists() else find_data(path)
+    return str(found.absolute()) if found.exists() else path
 
 
 def settings_files(out: Path) -> list[Path]:
@@ -116,6 +131,7 @@ def saved_settings(out: Path) -> dict:
             choices = choices_of(name)
             if type(value) is not OPTIONS[name].type or (choices and value not in choices):
                 raise UserError(f"{path}: this version cannot use {flag(name)} {value!r}")
+        saved |= {name: found_path(saved[name], kept=True) for name in PATHS if name in saved}
         return {n: v for n, v in {**PLAIN, **saved}.items() if n not in ("out", *OF_A_START)}
     raise UserError(str(damaged or f"{out}: no run to resume here (no config.json)"))
 

@@ -103,9 +103,14 @@ def adamw(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -> torch.op
     )
 
 
+def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices inside the blocks: neither embeddings nor the head."""
+    return [p for p in model.transformer.h.parameters() if p.requires_grad and p.dim() == 2]
+
+
 def muon_and_adamw(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -> Optimizers:
     """Muon for the matrices inside the blocks, its products in `dtype`; AdamW for the rest."""
-    matrices = [p for p in model.transformer.h.parameters() if p.requires_grad and p.dim() == 2]
+    matrices = block_matrices(model)
     taken = set(map(id, matrices))
     group = {"params": matrices, "lr_factor": config.muon_learning_rate / config.learning_rate}
     muon = Muon(

@@ -7,18 +7,21 @@ line (arguments.py).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import NamedTuple
 
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.places import ROOT
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(NamedTuple):
     """What another setting must be for this one to have an effect: in words, and as a test."""
 
     words: str
     met: Callable[["TrainConfig"], bool]
 
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 MUON = Need("--optimizer muon", lambda config: config.optimizer == "muon")
 HELLASWAG = Need("--hellaswag-every greater than 0", lambda config: config.hellaswag_every > 0)
 
@@ -37,7 +40,9 @@ class TrainConfig:
 
     # where
     data: str = option(
-        "data/fineweb", "folder with token shards and meta.json (python data/NAME.py makes it)"
+        "data/fineweb",
+        "folder of token shards (python data/NAME.py makes it); looked for below the working "
+        "directory, then below the repository",
     )
     out: str = option("runs/unnamed", "run directory: log, checkpoints, samples, plot")
     seed: int = option(1337, "seed of the initialisation, the shuffle, dropout and the samples")
@@ -54,9 +59,7 @@ class TrainConfig:
     # how it computes
     device: str = option("auto", "auto, cpu, cuda or mps", ("auto", "cpu", "cuda", "mps"))
     dtype: str = option(
-        "auto",
-        "arithmetic of the matrix products; auto takes bfloat16 where it is fast",
-        ("auto", "float32", "bfloat16", "float16"),
+        "auto", "arithmetic of the products; auto takes bfloat16 where it is fast", DTYPES
     )
     compile: str = option("auto", "torch.compile; auto: on for CUDA", ("auto", "on", "off"))
     parallel: str = option(
@@ -106,8 +109,7 @@ class TrainConfig:
     shuffle: bool = option(True, "visit the windows of each epoch in a seeded random order")
     verify_data: bool = option(True, "compare the shards with their SHA-256 before the first step")
     skip_bad_steps: int = option(
-        0,
-        "skip up to so many updates in a row whose loss or gradient is not finite, then stop",
+        0, "skip up to so many updates in a row whose loss or gradient is not finite, then stop"
     )
     # evaluation, checkpoints, samples
     eval_every: int = option(250, "steps between validation losses (0: only at the end)")
@@ -137,6 +139,7 @@ class TrainConfig:
 
 
 OPTIONS = {f.name: f for f in fields(TrainConfig) if f.metadata}
+PATHS = ("data", "hellaswag_data", "init_from")  # what is read; found from any directory
 OF_A_START = ("resume", "auto_resume", "eval_only")  # how one start is made: not kept with the run
 
 GPT2_124M = dict(data="data/fineweb", hellaswag_every=250)  # the rest: the plain defaults
@@ -288,6 +291,10 @@ def micro_batch(config: TrainConfig, world_size: int) -> tuple[int, int]:
 
 
 def as_dict(config: TrainConfig) -> dict:
-    """The settings that have an effect, as plain Python values, for JSON."""
+    """The settings that have an effect, as plain values for JSON, to be read in any directory."""
     needs = {name: f.metadata["need"] for name, f in OPTIONS.items() if name not in OF_A_START}
-    return {n: getattr(config, n) for n, need in needs.items() if not need or need.met(config)}
+    values = {n: getattr(config, n) for n, need in needs.items() if not need or need.met(config)}
+    for name in PATHS:  # below the repository, if they lie there; else absolute
+        if Path(values.get(name, "")).is_relative_to(ROOT):
+            values[name] = Path(values[name]).relative_to(ROOT).as_posix()
+    return values

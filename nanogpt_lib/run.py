@@ -17,6 +17,7 @@ from nanogpt_lib.hellaswag import Item, read_items
 from nanogpt_lib.loader import TokenLoader
 from nanogpt_lib.logbook import series
 from nanogpt_lib.model import GPT, count_parameters
+from nanogpt_lib.prompts import prompt_tokens
 from nanogpt_lib.shards import TokenStream
 from nanogpt_lib.start import build_model
 from nanogpt_lib.support.datasets import verify_shards
@@ -61,6 +62,7 @@ class Run:
     optimizer: torch.optim.Optimizer | Optimizers | None = None
     scaler: torch.amp.GradScaler | None = None
     loader: TokenLoader | ReadAhead | None = None
+    prompt: list[int] = field(default_factory=list)  # tokens of the samples' prompt
     log: RunLog | None = None  # rank 0 only
     progress: Progress = field(default_factory=Progress)
     saved: int = 0  # step of the newest checkpoint
@@ -132,7 +134,7 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
     run, state, folder = open_run(config, world, device, meta)
     run.rows, run.micro_steps = micro_batch(config, world.size)
     run.loader = open_loader(run)
-    choose_prompt(run)
+    run.prompt = choose_prompt(run)
     peak = world.size * training_bytes(run.raw, run.rows, run.dtype)  # all on one machine, mostly
     if device.type == "cpu" and 2 * peak < (memory_bytes(device) or math.inf):
         keep_freed_memory()
@@ -161,19 +163,19 @@ def open_loader(run: Run) -> TokenLoader | ReadAhead:
     return feed(loader, run.device)
 
 
-def choose_prompt(run: Run) -> None:
-    """See that the samples' prompt can be encoded; a default that cannot is replaced, and said."""
-    config, problem = run.config, f"must have 1 to {run.config.block_size} tokens"
+def choose_prompt(run: Run) -> list[int]:
+    """The samples' prompt in tokens. A default that cannot be encoded is replaced, and said."""
+    config = run.config
+    how = dict(block_size=config.block_size, say=run.say, flag="--sample-prompt")
     try:
-        if len(run.tokenizer.encode(config.sample_prompt)) in range(1, config.block_size + 1):
-            return
+        return prompt_tokens(run.tokenizer, config.sample_prompt, **how)
     except UserError as error:
-        problem = f"{config.sample_prompt!r}: {error}"
-    if "sample_prompt" in config.flags:
-        raise UserError(f"--sample-prompt {problem}")
-    characters = getattr(run.tokenizer, "characters", " ")
-    config.sample_prompt = next((c for c in characters if c.isalnum()), characters[0])
-    run.say(f"samples begin with {config.sample_prompt!r}; --sample-prompt sets it ({problem})")
+        if "sample_prompt" in config.flags:
+            raise
+        characters = run.tokenizer.characters
+        config.sample_prompt = next((c for c in characters if c.isalnum()), characters[0])
+        run.say(f"{error}; samples begin with {config.sample_prompt!r}")
+    return prompt_tokens(run.tokenizer, config.sample_prompt, **how)
 
 
 def make_trainable(run: Run) -> str:
@@ -205,11 +207,8 @@ def announce(run: Run, compiled: str) -> None:
     processes = f"{world.size} processes ({config.parallel})" if world.size > 1 else "1 process"
     if world.size == 1 and config.parallel == "fsdp":
         run.say("1 process, nothing to shard: --parallel fsdp changes nothing")
-    fewer = (
-        f", not {config.batch_size}: they must divide the step"
-        if (run.rows < config.batch_size)
-        else ""
-    )
+    fewer = f", not {config.batch_size} rows: they must divide the step"
+    fewer = fewer if run.rows < config.batch_size else ""
     run.say(
         f"{config.total_batch_size:,} tokens per step = {run.rows} rows × {config.block_size} × "
         f"{processes} × {run.micro_steps} micro-step(s){fewer}"

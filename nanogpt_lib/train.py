@@ -48,7 +48,7 @@ from nanogpt_lib.sampling import generate
 from nanogpt_lib.scoring import score_items
 from nanogpt_lib.support.cli import run_program
 from nanogpt_lib.support.datasets import read_meta
-from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.errors import UserError, describe_os_error
 from nanogpt_lib.support.guard import Stopper, claim
 from nanogpt_lib.support.memory import is_out_of_memory
 from nanogpt_lib.support.processes import (
@@ -64,7 +64,7 @@ from nanogpt_lib.support.run_log import read_log
 def draw_samples(run: Run, model: GPT) -> str:
     """Two continuations of the prompt, seeded by the step; also appended to samples.txt."""
     config = run.config
-    prompt = torch.tensor([run.tokenizer.encode(config.sample_prompt)] * 2, device=run.device)
+    prompt = torch.tensor([run.prompt] * 2, device=run.device)
     generator = torch.Generator(run.device).manual_seed(config.seed + run.step)
     with autocast(run.device, run.dtype):
         rows = generate(model, prompt, config.sample_tokens, top_k=50, generator=generator)
@@ -289,8 +289,7 @@ def main(argv: list[str] | None = None) -> int:
             with contextlib.closing(run), Stopper() as stopper:
                 return train(run, stopper)
         except OSError as error:  # of a file of the run, or of the data
-            place = f"{error.filename}: " if error.filename else ""
-            raise UserError(f"{place}{error.strerror or error}; --resume goes on") from error
+            raise UserError(f"{describe_os_error(error)}; --resume goes on") from error
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

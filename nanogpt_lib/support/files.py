@@ -12,11 +12,15 @@ from nanogpt_lib.support.errors import UserError
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write beside, flush to the disk, rename: a file under its final name is always whole."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:  # a write that fails does not tell in which file
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_json(path: Path, value) -> None:
