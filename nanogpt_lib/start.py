@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from nanogpt_lib.arguments import modern
-from nanogpt_lib.checkpoint import build_from_state, newest_checkpoint
+from nanogpt_lib.checkpoint import load_weights_into, newest_checkpoint
 from nanogpt_lib.choices import MODELS, SHAPE, model_config
 from nanogpt_lib.config import TrainConfig, flag
 from nanogpt_lib.load import load_model, say_on_stderr
@@ -27,9 +27,9 @@ def build_model(
     if config.resume and checkpoints(config.out):  # killed before the first save: begin again
         folder, state = newest_checkpoint(config.out)
         check_resumable(config, state, tokenizer)
-        free = {"dropout": config.dropout, "attention": config.attention}
-        state = {**state, "model_config": {**state["model_config"], **free}}
-        return build_from_state(folder, state, MODELS[config.model]), state, folder
+        model = MODELS[config.model](model_config(config, meta["vocab_size"]))
+        load_weights_into(model, folder, state)
+        return model, state, folder
     if config.eval_only and config.resume:
         raise UserError(f"{config.out}: no checkpoint to evaluate")
     if config.init_from != "scratch":
