@@ -25,10 +25,11 @@ def run(command: list, encoding: str = "utf-8", **env) -> subprocess.CompletedPr
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_recipe_prints_on_any_terminal(encoding, tmp_path):
-    done = run([ROOT / "data/pydocs.py", "--out", tmp_path / "pydocs"], encoding)
+    (tmp_path / "own.txt").write_text("天地玄黃 " * 99, encoding="utf-8")
+    done = run([ROOT / "data/text.py", tmp_path / "own.txt", "--out", tmp_path / "made"], encoding)
     assert done.returncode == 0, done.stderr
     assert b" ? " in done.stdout  # where a terminal with Unicode shows an arrow
-    assert (tmp_path / "pydocs/meta.json").exists()
+    assert (tmp_path / "made/meta.json").exists()
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
