@@ -71,9 +71,9 @@ def build_tree(item: Item, block_size: int) -> Tree:
     return tree
 
 
-def pad(rows: list[list[int]], value: int = 0) -> Tensor:
-    """Rows of different lengths → (B, T), padded on the right."""
-    return pad_sequence([*map(torch.tensor, rows)], batch_first=True, padding_value=value)
+def pad(rows: list[list[int]]) -> Tensor:
+    """Rows of different lengths → (B, T), padded with 0 on the right."""
+    return pad_sequence([*map(torch.tensor, rows)], batch_first=True)
 
 
 def visibility(branch: Tensor) -> Tensor:
@@ -120,12 +120,12 @@ class CentredHead(nn.Module):
 def tree_losses(model: GPT, trees: list[Tree], head: CentredHead) -> Tensor:
     """Loss of every ending in nats, (items, 4), float32: all trees in one forward pass.
 
-    Padding is a branch of its own: nothing else sees it.
+    Padding stands on the right, where no token of the item sees it.
     """
     device, T = head.weight.device, max(len(tree.tokens) for tree in trees)
     tokens = pad([tree.tokens for tree in trees]).to(device)  # (B, T)
     position = pad([tree.position for tree in trees]).to(device)
-    branch = pad([tree.branch for tree in trees], value=5).to(device)
+    branch = pad([tree.branch for tree in trees]).to(device)
     hidden = model.transformer(tokens, Context(position, visibility(branch)))
     endings = [ending for tree in trees for ending in tree.endings]
     targets = torch.tensor([token for ending in endings for token in ending])  # (M,)

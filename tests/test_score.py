@@ -175,6 +175,21 @@ def test_bfloat16_products_give_float32_losses(route, offset, monkeypatch):
     assert (mixed.argmin(dim=1) == exact.argmin(dim=1))[clear].all() and clear.sum() > 20
 
 
+def test_an_offset_of_all_logits_costs_no_precision():
+    """GPT-2's logits lie near -35, where bf16 has steps of 0.25; a constant is not seen by softmax.
+
+    Nearly equal logits are the hard case: all of them count, not the largest alone.
+    """
+    model, items = small_model(), random_items(20)
+    with torch.no_grad():
+        model.lm_head.weight.div_(6)
+        model.transformer.ln_f.bias.fill_(0.5)
+        model.lm_head.weight.sub_(40 / 16)  # moves every logit by -40
+    exact, mixed = item_losses(model, items), item_losses(model, items, dtype=torch.bfloat16)
+    tokens = torch.tensor([[len(e) for e in item.endings] for item in items])
+    assert ((mixed - exact) / tokens).abs().mean() < 1e-3
+
+
 def test_logits_rounded_to_bfloat16_would_be_caught(model):
     """What the lecture does; one loss in bf16 at 12 nats is up to 0.03 off."""
     items = random_items()
