@@ -54,7 +54,7 @@ MUTATIONS = [  # file, what stands there, the mistake, tests
     ("sampling", "before >= p", "before > p + 0.1", SAMPLING),
     ("sampling", "logits = logits / temperature", "logits = logits * temperature", SAMPLING),
     ("sampling", "right=True)", "right=False)", SAMPLING),
-    ("sampling", "finished |= token == eot", "finished = token == eot", SAMPLING),
+    ("sampling", "torch.where(finished, eot, token)", "torch.where(finished, 0, token)", SAMPLING),
     ("sampling", "enabled=False):\n        logits", "enabled=True):\n        logits", SAMPLING),
     ("loader", "windows[:, 1:].contiguous()", "windows[:, :-1].contiguous()", LOADER),
     ("loader", "[self.rank * B : (self.rank + 1) * B]", "[self.rank : self.rank + B]", LOADER),
@@ -141,8 +141,10 @@ def try_mutation(mutation: tuple, copies: Queue) -> tuple[str, float]:
         env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
         path.write_text(source, encoding="utf-8")
+        if done.returncode > 1:  # nothing was tested
+            return f"BROKEN: pytest ended with {done.returncode}", time.monotonic() - begun
         failed = [line for line in done.stdout.split("\n") if line.startswith(("FAILED", "ERROR"))]
-        word = failed[0].split(" ")[1] if failed and done.returncode == 1 else "SURVIVED"
+        word = failed[0].split(" ")[1] if failed else "SURVIVED"
         return word, time.monotonic() - begun
     finally:
         copies.put(copy)
@@ -163,8 +165,8 @@ def main() -> int:
             copy_repository(Path(folder) / str(number))
         results = pool.map(lambda mutation: try_mutation(mutation, copies), chosen)
         for (file, old, *_), (word, seconds) in zip(chosen, results, strict=True):
-            stale += word.startswith("STALE")
-            caught += not word.startswith(("STALE", "SURVIVED"))
+            stale += word.startswith(("STALE", "BROKEN"))
+            caught += not word.startswith(("STALE", "BROKEN", "SURVIVED"))
             print(f"{file:<12}{old.splitlines()[0][:44]:<46}{seconds:4.0f} s  {word}", flush=True)
     print(f"{caught} of {len(chosen)} caught")
     return int(stale > 0 or caught < 0.95 * len(chosen))
