@@ -74,7 +74,12 @@ MUTATIONS = [  # file, what stands there, the mistake, tests
     ("distributed", "and not sync:", "and sync:", "test_distributed"),
     ("distributed", "dist.all_reduce(total)", "pass", "test_distributed"),
     ("train", "loss / run.micro_steps", "loss", "test_train"),
-    ("shards", 'side="right"))', 'side="left"))', "test_shards"),
+    (
+        "shards",
+        "(int(self.ends[number - 1]) if number",
+        "(int(self.ends[0]) if number",
+        "test_shards",
+    ),
     (
         "shards",
         "row[0], row[1:] = eot, ids",
