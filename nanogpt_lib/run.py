@@ -12,7 +12,7 @@ from nanogpt_lib.checkpoint import load_optimizer, save_checkpoint
 from nanogpt_lib.choices import MODELS, OPTIMIZERS, Optimizers, model_config, state_bytes
 from nanogpt_lib.config import TrainConfig, as_dict, micro_batch
 from nanogpt_lib.device import allow_tf32, choose_dtype, compile_model
-from nanogpt_lib.distributed import all_reduce_sum, wrap_ddp
+from nanogpt_lib.distributed import wrap_ddp
 from nanogpt_lib.hellaswag import Item, read_items
 from nanogpt_lib.loader import TokenLoader
 from nanogpt_lib.logbook import series
@@ -27,7 +27,7 @@ from nanogpt_lib.support.memory import keep_freed_memory, memory_bytes, rows_to_
 from nanogpt_lib.support.processes import World
 from nanogpt_lib.support.read_ahead import ReadAhead, feed
 from nanogpt_lib.support.run_log import RunLog, external_logger, read_log
-from nanogpt_lib.support.sharding import shard_fsdp, unsharded
+from nanogpt_lib.support.sharding import unsharded
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 
 
@@ -113,8 +113,8 @@ def open_run(
     items = read_items(config.hellaswag_data, tokenizer) if config.hellaswag_every else []
     if config.verify_data:
         verify_shards(config.data, world.rank, world.size)
-    raw, state, folder = build_model(config, meta, tokenizer, world.is_main)
-    raw.to(device).train()
+    raw, state, folder = build_model(config, meta, tokenizer, world, device)
+    raw.train()
     run = Run(
         config=config,
         world=world,
@@ -141,10 +141,6 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
     compiled = make_trainable(run)
     if folder:
         restore(run, state, folder)
-    if all_reduce_sum([run.step], world, device)[0] != run.step * world.size:
-        raise UserError(
-            f"{config.out}: other checkpoints on other nodes; it must be a shared folder"
-        )
     announce(run, compiled)
     return run
 
@@ -179,10 +175,8 @@ def choose_prompt(run: Run) -> list[int]:
 
 
 def make_trainable(run: Run) -> str:
-    """Shard, compile and wrap the model; make the optimizer. Returns a word on the compilation."""
+    """Compile and wrap the model; make the optimizer. Returns a word on the compilation."""
     config, world, device = run.config, run.world, run.device
-    if config.parallel == "fsdp":
-        shard_fsdp(run.raw, run.raw.transformer.h, world, device)
     run.optimizer = OPTIMIZERS[config.optimizer](run.raw, config, run.dtype)
     run.scaler = torch.amp.GradScaler(device.type, enabled=run.dtype == torch.float16)
     x = torch.zeros(run.rows, config.block_size, dtype=torch.long, device=device)

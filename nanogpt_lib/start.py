@@ -10,32 +10,75 @@ from nanogpt_lib.choices import MODELS, SHAPE, model_config
 from nanogpt_lib.config import TrainConfig, flag
 from nanogpt_lib.load import load_model, say_on_stderr
 from nanogpt_lib.model import GPT
-from nanogpt_lib.support.checkpoint_files import checkpoints
+from nanogpt_lib.support.checkpoint_files import shared_checkpoints
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.processes import World, on_every_rank
+from nanogpt_lib.support.sharding import send_shares, sharded_model
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, same_tokenizer, tokenizer_from
 
 Tokenizer = GPT2Tokenizer | CharTokenizer
 
 
 def build_model(
-    config: TrainConfig, meta: dict, tokenizer: Tokenizer, is_main: bool = True
+    config: TrainConfig, meta: dict, tokenizer: Tokenizer, world: World, device: torch.device
 ) -> tuple[GPT, dict, Path | None]:
-    """The model to begin with and, when resuming, the checkpoint's state and folder.
+    """The model to begin with, on its device, and when resuming the checkpoint's state and folder.
 
-    `meta` and `tokenizer` are the dataset's.
+    `meta` and `tokenizer` are the dataset's. Every rank calls; with --parallel fsdp each gets its
+    share of the model.
     """
-    if config.resume and checkpoints(config.out):  # killed before the first save: begin again
-        folder, state = newest_checkpoint(config.out)
+    folder, state = None, {}
+    if config.resume and shared_checkpoints(config.out, world):
+        folder, state = newest_checkpoint(config.out, world)
         check_resumable(config, state, tokenizer)
+    elif config.eval_only and config.resume:
+        raise UserError(f"{config.out}: no checkpoint to evaluate")
+    if config.parallel == "fsdp" and world.size > 1:
+        model = shares_of_model(config, meta, tokenizer, world, device, folder, state)
+    elif folder:
         model = MODELS[config.model](model_config(config, meta["vocab_size"]))
         load_weights_into(model, folder, state)
-        return model, state, folder
-    if config.eval_only and config.resume:
-        raise UserError(f"{config.out}: no checkpoint to evaluate")
+    else:
+        model = first_model(config, meta, tokenizer, world.is_main)
+    return model.to(device), state, folder
+
+
+def first_model(config: TrainConfig, meta: dict, tokenizer: Tokenizer, is_main: bool) -> GPT:
+    """The whole model of a run that begins, in main memory."""
     if config.init_from != "scratch":
-        return model_to_start_from(config, meta, tokenizer, is_main), {}, None
+        return model_to_start_from(config, meta, tokenizer, is_main)
     torch.manual_seed(config.seed)
-    return MODELS[config.model](model_config(config, meta["vocab_size"])), {}, None
+    return MODELS[config.model](model_config(config, meta["vocab_size"]))
+
+
+def shares_of_model(
+    config: TrainConfig,
+    meta: dict,
+    tokenizer: Tokenizer,
+    world: World,
+    device: torch.device,
+    folder: Path | None,
+    state: dict,
+) -> GPT:
+    """The model in shares. From a checkpoint each rank reads its own rows.
+
+    For a run that begins rank 0 makes the whole once, in main memory and from the same seed as
+    ever, and sends the others theirs.
+    """
+    whole = None
+    if not folder:
+        if world.is_main:
+            whole = first_model(config, meta, tokenizer, True)
+        shape = on_every_rank(lambda: whole and {n: getattr(config, n) for n in SHAPE}, world)[0]
+        for name in SHAPE:  # --init-from may have brought its own
+            setattr(config, name, shape[name])
+    build = MODELS[config.model]
+    model = sharded_model(lambda: build(model_config(config, meta["vocab_size"])), world, device)
+    if folder:
+        load_weights_into(model, folder, state)
+    else:
+        send_shares(whole, model)
+    return model
 
 
 def check_resumable(config: TrainConfig, state: dict, tokenizer: Tokenizer) -> None:

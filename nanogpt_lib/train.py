@@ -78,23 +78,22 @@ def draw_samples(run: Run, model: GPT) -> str:
     return text
 
 
-def evaluate(run: Run) -> dict[str, float]:
-    """Validation loss and HellaSwag, each when it is due, through the plain module.
+def evaluate(run: Run, model: GPT) -> dict[str, float]:
+    """Validation loss and HellaSwag, each when it is due, through the plain `model`.
 
     Returns them as metrics of this step.
     """
     config, metrics = run.config, {}
     where = dict(world=run.world, device=run.device, dtype=run.dtype)
     if run.due(config.eval_every):
-        model, tokens = run.plain_model(), config.eval_tokens
-        rows = run.eval_rows
+        tokens, rows = config.eval_tokens, run.eval_rows
         loss = validation_loss(model, run.val_stream, tokens=tokens, batch_size=rows, **where)
         metrics["val_loss"] = loss
         run.say(f"step {run.step:5d} | validation loss {loss:.4f}")
         if not math.isfinite(loss):
             raise UserError(f"step {run.step}: the validation loss is {loss}: the run has diverged")
     if run.items and run.due(config.hellaswag_every):
-        scores = score_items(run.plain_model(), run.items, **where)
+        scores = score_items(model, run.items, **where)
         metrics["hellaswag"] = scores["acc_token"]
         run.say(
             f"step {run.step:5d} | {scores['acc_token']:.4f} right, {describe_items(run.items)}"
@@ -104,16 +103,18 @@ def evaluate(run: Run) -> dict[str, float]:
 
 def evaluate_and_sample(run: Run) -> None:
     """What is due before the next update; evaluations go to the log, samples to their file."""
-    metrics = evaluate(run)
+    config = run.config
+    if not any(map(run.due, (config.eval_every, config.hellaswag_every, config.sample_every))):
+        return
+    model = run.plain_model()  # every rank helps, once for all that is due
+    metrics = evaluate(run, model)
     for name, value in metrics.items():
         if run.log:
             run.log.write(run.step, **{name: value})
     if "val_loss" in metrics:
         run.val_losses[run.step] = metrics["val_loss"]
-    if run.step and run.due(run.config.sample_every):
-        model = run.plain_model()  # every rank helps, rank 0 draws
-        if run.world.is_main:
-            run.say(f"step {run.step:5d} | samples\n{draw_samples(run, model)}")
+    if run.step and run.due(config.sample_every) and run.world.is_main:
+        run.say(f"step {run.step:5d} | samples\n{draw_samples(run, model)}")
     wait_for_all(run.world)
 
 
@@ -253,7 +254,7 @@ def evaluate_only(config: TrainConfig, world: World, device: torch.device, meta:
     run.progress.step = int(state.get("step", 0))
     run.say(f"{describe_data(meta)}, validation: {len(run.val_stream):,} tokens")
     config.max_steps = run.step  # so that everything is due
-    evaluate(run)
+    evaluate(run, run.plain_model())
     return 0
 
 

@@ -16,18 +16,19 @@ import torch
 
 from conftest import ROOT
 from nanogpt_lib.distributed import all_reduce_sum, sync_gradients, wrap_ddp
-from nanogpt_lib.model import GPT
+from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.sampling import next_token_logits
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.processes import (
     World,
     longest_wait,
+    on_every_rank,
     own_device,
     process_group,
     read_world,
     wait_for_all,
 )
-from nanogpt_lib.support.sharding import collect, shard_fsdp, unsharded
+from nanogpt_lib.support.sharding import give_memory, shard_fsdp, unsharded, without_weights
 
 SETUP = """
 import contextlib
@@ -42,7 +43,7 @@ from nanogpt_lib.sampling import next_token_logits
 from nanogpt_lib.optimizer import make_optimizer
 from nanogpt_lib.shards import TokenStream
 from nanogpt_lib.support.processes import process_group, read_world, wait_for_all
-from nanogpt_lib.support.sharding import collect, full_tensor, part_of, shard_fsdp, unsharded
+from nanogpt_lib.support.sharding import *
 
 CPU = torch.device("cpu")
 
@@ -139,7 +140,7 @@ with process_group(world, CPU):
         model, x, y = model_and_rows()
         shard_fsdp(model, model.transformer.h, world, CPU)
         numbers, optimizer = adam(model, model, share, scaler)
-        weights = collect(dict(model.named_parameters()), world)
+        weights = {n: full_tensor(p.detach()) for n, p in model.named_parameters()}
         saw["fsdp " + name] = numbers, weights
     model(x, y)[1].backward()  # now let a number overflow in the part of one rank alone
     if world.rank == 1:
@@ -154,14 +155,29 @@ with process_group(world, CPU):
     moments = {i: s["exp_avg"] for i, s in optimizer.state_dict()["state"].items()}
     saw["moments held"] = sum(m.to_local().numel() for m in moments.values())
     plain, stream = unsharded(model, GPT, CPU), TokenStream(data, "train")
+    config = GPTConfig(block_size=8, vocab_size=17, n_layer=1, n_head=2, n_embd=16)
+    torch.manual_seed(5)
+    whole = GPT(config) if world.is_main else None
+    sent = sharded_model(lambda: GPT(config), world, CPU)
+    saw["shares"] = sum(p.to_local().numel() for p in sent.parameters())
+    send_shares(whole, sent)
+    saw["tied"] = sent.lm_head.weight is sent.transformer.wte.weight
+    sent(x, y)[1].backward()
+    saw["tied after a step"] = sent.lm_head.weight is sent.transformer.wte.weight
+    saw["sent"] = {n: full_tensor(p.detach()) for n, p in sent.named_parameters()}
+    saw["gradient"] = torch.cat([full_tensor(p.grad).flatten() for p in sent.parameters()])
     if world.is_main:  # no other rank takes part
         saw["alone"] = next_token_logits(plain, plain.transformer(x))
     saw["uneven"] = validation_loss(plain, stream, tokens=5 * 8, batch_size=1, world=world)
     saw["whole"] = {n: full_tensor(p.detach()) for n, p in model.named_parameters()}
     mine = [p.detach() for p in model.parameters()]
-    again = [part_of(full_tensor(p), p) for p in mine]
+    fulls = [full_tensor(p) for p in mine]
+    again = [torch.zeros_like(p) for p in mine]
+    for whole, ours in zip(fulls, again):
+        copy_rows(ours, lambda start, stop: whole[start:stop])
     saw["cut"] = all(torch.equal(a.to_local(), p.to_local()) for a, p in zip(again, mine))
-    saw["bytes"] = sum(a.to_local().untyped_storage().nbytes() for a in again)
+    parts = [own_rows(p, world) for p in mine]
+    saw["parts"] = [torch.zeros(0) if part is None else part for part in parts]
 
     saw["sums"] = all_reduce_sum([0.1, 2.0**60 + world.rank, float(world.rank)], world, CPU)
     wait_for_all(world)
@@ -314,10 +330,11 @@ def test_sharded_accumulated_clipped_updates_equal_one_process(name, ranks, refe
         torch.testing.assert_close(theirs[:, 0], numbers[:, 0], atol=1e-5, rtol=0)  # norms
     losses = (found[0] + found[1])[:, 1] / 2
     torch.testing.assert_close(losses, numbers[:, 1], atol=1e-5, rtol=0)
-    collected, nothing = (saw["fsdp " + name][1] for saw in ranks)
-    assert nothing == {} and collected.keys() == weights.keys()
-    for key, weight in weights.items():
-        torch.testing.assert_close(collected[key], weight.detach(), atol=1e-5, rtol=0)
+    for saw in ranks:
+        found = saw["fsdp " + name][1]
+        assert found.keys() == weights.keys()
+        for key, weight in weights.items():
+            torch.testing.assert_close(found[key], weight.detach(), atol=1e-5, rtol=0)
 
 
 def test_an_overflow_in_the_part_of_one_rank_makes_all_skip_the_update(ranks):
@@ -331,9 +348,43 @@ def test_each_rank_holds_its_share_and_makes_it_whole_again(ranks, reference):
     assert sum(saw["held"] for saw in ranks) == total
     assert max(saw["held"] for saw in ranks) < 0.6 * total
     assert all(saw["cut"] for saw in ranks)
-    assert [saw["bytes"] for saw in ranks] == [4 * saw["held"] for saw in ranks]
-    for name, tensor in ranks[0]["whole"].items():
+    whole, parts = ranks[0]["whole"], [saw["parts"] for saw in ranks]
+    for (name, tensor), *rows in zip(whole.items(), *parts, strict=True):
         assert torch.equal(tensor, ranks[1]["whole"][name])
+        assert torch.equal(torch.cat([r for r in rows if r.numel()]), tensor)  # as in the files
+
+
+def test_a_sharded_model_that_rank_0_sends_out_is_the_plain_one_of_the_same_seed(ranks):
+    """A vocabulary of 17 over two ranks: nine rows and eight."""
+    torch.manual_seed(5)
+    model = GPT(GPTConfig(block_size=8, vocab_size=17, n_layer=1, n_head=2, n_embd=16))
+    total = sum(p.numel() for p in model.parameters())
+    assert sum(saw["shares"] for saw in ranks) == total > 1.8 * max(s["shares"] for s in ranks)
+    tokens = torch.randint(16, (8, 9), generator=torch.Generator().manual_seed(1))
+    model(tokens[:, :-1], tokens[:, 1:])[1].backward()
+    for saw in ranks:
+        assert saw["tied"] and saw["tied after a step"]
+        assert saw["sent"].keys() == dict(model.named_parameters()).keys()
+        assert all(torch.equal(saw["sent"][name], p) for name, p in model.named_parameters())
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        torch.testing.assert_close(saw["gradient"], gradient, atol=1e-6, rtol=0)
+
+
+def test_a_model_without_weights_has_buffers_and_takes_no_memory_until_it_is_given_some():
+    class Turned(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+            self.b.weight = self.a.weight
+            self.register_buffer("angles", torch.arange(4.0), persistent=False)
+
+    with without_weights():
+        model = Turned()
+    assert all(p.is_meta for p in model.parameters())
+    give_memory(model, torch.device("cpu"))
+    assert torch.equal(model.angles, torch.arange(4.0)) and model.b.weight is model.a.weight
+    assert not any(p.is_meta for p in model.parameters())
+    assert not torch.nn.Linear(2, 2).weight.is_meta  # and everything is as before
 
 
 def test_a_plain_copy_of_sharded_weights_serves_ranks_that_do_unequal_work(
@@ -376,7 +427,7 @@ def test_without_torchrun_there_is_one_process_and_nothing_to_wait_for(monkeypat
         assert isinstance(sync_gradients(model, sync=False), contextlib.nullcontext)
         shard_fsdp(model, [], world, cpu)
         assert unsharded(model, GPT, cpu) is model and type(model) is torch.nn.Linear
-        assert collect(model.state_dict(), world).keys() == model.state_dict().keys()
+        assert on_every_rank(lambda: 5, world) == [5]
         assert all_reduce_sum([0.1, 3.0], world, cpu) == [0.1, 3.0]
         wait_for_all(world)
     assert own_device(cpu, World(3, 3, 8)) == cpu

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+import torch
 
-from conftest import ROOT, TINY, log_of
+from conftest import ROOT, TINY, log_of, program
 from nanogpt_lib import train
+from nanogpt_lib.load import load_model
 from nanogpt_lib.recipes.text import write_splits
-from nanogpt_lib.support.checkpoint_files import checkpoints
+from nanogpt_lib.support.checkpoint_files import TensorFiles, checkpoints, read_state
 from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 SETTINGS = "--max-steps 6 --save-every 2 --hellaswag-every 4 --sample-every 2 --sample-prompt Hello"
@@ -120,11 +121,55 @@ def test_losses_norms_and_scores_do_not_depend_on_the_world(legs, leg, kind):
 def test_checkpoints_are_the_same_files_whoever_wrote_them(legs, leg):
     theirs, ours = checkpoints(legs["one"])[-1], checkpoints(legs[leg])[-1]
     assert theirs.name == ours.name == "step_000006"
-    for file in ("model.safetensors", "optimizer.safetensors"):
-        a, b = load_file(theirs / file), load_file(ours / file)
+    for file in ("model", "optimizer"):
+        a, b = (TensorFiles(at, file, read_state(at)).everything() for at in (theirs, ours))
         assert a.keys() == b.keys()
         assert all(a[name].dtype == b[name].dtype for name in a)
         assert max((a[name] - b[name]).abs().max().item() for name in a) < 1e-4, file
+
+
+def test_sharded_processes_save_their_shares_and_anyone_reads_them(legs):
+    folder = checkpoints(legs["nodes"])[-1]
+    files = {path.name: path.stat().st_size for path in folder.iterdir()}
+    parts = [f"{n}_rank_000{r}-of-0002.safetensors" for n in ("model", "optimizer") for r in (0, 1)]
+    assert sorted(files) == [*parts, "state.json"]
+    whole = (checkpoints(legs["four"])[-1] / "model.safetensors").stat().st_size
+    assert 0.45 * whole < files[parts[0]] < 0.55 * whole  # so no process gathered everything
+    model, tokenizer = load_model(legs["nodes"], say=lambda line: None)
+    assert tokenizer.vocab_size == 50257
+    state = TensorFiles(folder, "model", read_state(folder)).everything()
+    assert all(torch.equal(p, state[name]) for name, p in model.named_parameters())
+    done = program("train.py", "--eval-only", "--resume", "--out", legs["nodes"])
+    last = [r["val_loss"] for r in log_of(legs["nodes"]) if "val_loss" in r][-1]
+    assert f"validation loss {last:.4f}" in done.stdout, done.stderr
+
+
+def test_two_nodes_without_a_shared_folder_are_refused_in_one_line(legs, tmp_path):
+    """Each node would resume from a checkpoint of its own, and the ranks would drift apart."""
+    script = tmp_path / "two_disks.py"
+    script.write_text(
+        "import os, sys\n"
+        "from nanogpt_lib import train\n"
+        "from nanogpt_lib.support.cli import run_program\n"
+        "out = sys.argv[1] + '/node' + os.environ['RANK']\n"
+        "run_program('train.py', lambda: train.main(['--resume', '--out', out]))\n",
+        encoding="utf-8",
+    )
+    as_it_was(legs["one"], 6, tmp_path / "node0")
+    as_it_was(legs["one"], 4, tmp_path / "node1")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if os.name == "nt":
+        env["USE_LIBUV"] = "0"
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path)], capture_output=True, text=True, timeout=100, env=env
+    )
+    words = "node0: other checkpoints on other nodes; it must be a shared folder"
+    assert done.returncode == 1 and done.stderr.count(words) == 1, done.stderr
+    assert "Error" not in done.stderr.split(words)[0]
+    assert [r["step"] for r in log_of(tmp_path / "node0")] == [
+        r["step"] for r in log_of(legs["one"])
+    ]  # nothing was overwritten
 
 
 @pytest.mark.parametrize("leg", ["nodes", "four"])

@@ -45,7 +45,8 @@ def shared_checkpoints(out: str | Path, world: World) -> list[Path]:
 
     Raises UserError if another rank sees other ones: then `out` is not one folder for all.
     """
-    found = on_every_rank(lambda: checkpoints(out), world)[0]
+    names = on_every_rank(lambda: [folder.name for folder in checkpoints(out)], world)[0]
+    found = [Path(out) / "checkpoints" / name for name in names]
 
     def contents() -> list[bytes]:
         states = [folder / "state.json" for folder in found]

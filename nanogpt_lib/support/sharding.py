@@ -1,7 +1,8 @@
 """Weights cut over processes (FSDP): cut them, send them out, and make them whole again."""
 
+import contextlib
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,74 @@ def shard_fsdp(
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
 
 
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules made in this block have their buffers, but their parameters take no memory.
+
+    They are on the meta device: a shape without contents. See `give_memory`.
+    """
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module, name, parameter):
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+def give_memory(model: nn.Module, device: torch.device) -> None:
+    """Put a model made `without_weights` on a device; its contents are still to be filled in.
+
+    A parameter that serves in two places still does. Sharded, each rank gets its share only.
+    """
+    new: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if parameter not in new:
+                empty = torch.empty_like(parameter, device=device)
+                new[parameter] = nn.Parameter(empty, parameter.requires_grad)
+            setattr(module, name, new[parameter])
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
+def sharded_model(build: Callable[[], nn.Module], world: World, device: torch.device) -> nn.Module:
+    """A model in shares, one on each rank, still to be filled in; no rank ever holds the whole.
+
+    `build` makes a GPT, or another model whose blocks are in transformer.h.
+    """
+    with without_weights():
+        model = build()
+    shard_fsdp(model, model.transformer.h, world, device)
+    give_memory(model, device)
+    return model
+
+
+def send_shares(whole: nn.Module | None, model: nn.Module) -> None:
+    """Fill a sharded model from the `whole` one of rank 0, one tensor after another.
+
+    Every rank calls; on the others `whole` is None. A card holds one whole tensor at a time.
+    """
+    from torch.distributed.tensor import distribute_tensor
+
+    weights = dict(whole.named_parameters()) if whole is not None else {}
+    with torch.no_grad():
+        for name, share in model.named_parameters():
+            device = share.to_local().device
+            if name in weights:
+                tensor = weights[name].detach().to(device)
+            else:
+                tensor = torch.empty(share.shape, dtype=share.dtype, device=device)
+            # src_data_rank=0: rank 0 cuts and sends, what the others bring is only a shape
+            sent = distribute_tensor(tensor, share.device_mesh, share.placements, src_data_rank=0)
+            share.to_local().copy_(sent.to_local())
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """All of a sharded tensor, on every rank (which must all ask); any other one as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -49,8 +118,10 @@ def unsharded(model, kind: Callable, device: torch.device):
     """
     if not hasattr(model, "unshard"):
         return model
-    with torch.device(device), torch.no_grad():
+    with without_weights():
         plain = kind(model.config)
+    give_memory(plain, device)
+    with torch.no_grad():
         for ours, theirs in zip(plain.parameters(), model.parameters(), strict=True):
             ours.copy_(full_tensor(theirs))
     return plain
