@@ -66,11 +66,16 @@ def shares_of_model(
     ever, and sends the others theirs.
     """
     whole = None
-    if not folder:
+
+    def make() -> dict:
+        nonlocal whole
         if world.is_main:
             whole = first_model(config, meta, tokenizer, True)
-        shape = on_every_rank(lambda: whole and {n: getattr(config, n) for n in SHAPE}, world)[0]
-        for name in SHAPE:  # --init-from may have brought its own
+        return {name: getattr(config, name) for name in SHAPE}
+
+    if not folder:
+        shape = on_every_rank(make, world)[0]  # --init-from may have brought its own
+        for name in SHAPE:
             setattr(config, name, shape[name])
     build = MODELS[config.model]
     model = sharded_model(lambda: build(model_config(config, meta["vocab_size"])), world, device)

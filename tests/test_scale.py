@@ -179,6 +179,6 @@ def test_samples_are_the_same_text_in_every_world(legs, leg):
 
 
 def test_a_single_process_has_nothing_to_shard_and_says_so(flags, tmp_path, capsys):
-    short = [*flags, "--max-steps", "1", "--hellaswag-every", "0", "--save-every", "0"]
+    short = [*flags, "--max-steps", "1", "--save-every", "0"]
     assert train.main([*short, "--parallel", "fsdp", "--out", str(tmp_path / "run")]) == 0
     assert "1 process, nothing to shard" in capsys.readouterr().out
