@@ -26,6 +26,7 @@ from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.optimizer import make_optimizer
 from nanogpt_lib.support.errors import UserError
 
+pytestmark = pytest.mark.processor  # once more as with AVX2 only
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 SHAPE = dict(block_size=16, vocab_size=50, n_layer=2, n_head=2, n_embd=16)
 

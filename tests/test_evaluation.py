@@ -16,6 +16,7 @@ from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.shards import TokenStream
 from nanogpt_lib.support.processes import World
 
+pytestmark = pytest.mark.processor  # once more as with AVX2 only
 CONFIG = dict(block_size=16, n_layer=1, n_head=2, n_embd=16)
 
 

@@ -161,6 +161,7 @@ def test_one_matrix_embeds_and_predicts():
     assert count_parameters(model) == sum(t.numel() for t in model.state_dict().values()) - 61 * 32
 
 
+@pytest.mark.processor
 def test_scores_are_float32_under_autocast():
     model = odd_model()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):

@@ -215,6 +215,7 @@ def mixed(model, **settings):
     return OPTIMIZERS["muon"](model, TrainConfig(optimizer="muon", **settings), torch.float32)
 
 
+@pytest.mark.processor
 def test_muon_equals_pytorchs_up_to_bfloat16():
     torch.manual_seed(0)
     ours = [nn.Parameter(0.1 * torch.randn(shape)) for shape in [(24, 6), (6, 24), (6, 6)]]

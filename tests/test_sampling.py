@@ -117,6 +117,7 @@ def test_the_likeliest_token_always_stays():
     assert keep_top_k(torch.tensor([[1.0, 2.0, 2.0]]), 1)[0].isfinite().tolist() == [0, 1, 1]
 
 
+@pytest.mark.processor
 def test_probabilities_are_float32_even_for_bfloat16_logits():
     logits = torch.tensor([[3.0, 3.0078125, 2.0]])  # bf16 cannot tell the first two apart
     assert next_token_probabilities(logits.bfloat16()).dtype == torch.float32
@@ -385,6 +386,7 @@ def test_a_model_that_diverged_gets_one_clear_line():
 # --- packed weights
 
 
+@pytest.mark.processor
 def test_packed_weights_write_the_same_text_in_float32():
     model, idx = make_model(), prompts(2, 5)
     with fast_inference(model, torch.device("cpu"), torch.float32, rows=1):
@@ -392,6 +394,7 @@ def test_packed_weights_write_the_same_text_in_float32():
     assert torch.equal(packed, text(model, idx, 30, top_k=9))
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("bias", [True, False])
 def test_bfloat16_moves_the_logits_a_little_and_the_head_stays_float32(bias):
     torch.manual_seed(0)

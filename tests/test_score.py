@@ -155,6 +155,7 @@ def test_contexts_are_read_once_and_the_head_works_only_where_it_counts(model, m
 # ---- precision
 
 
+@pytest.mark.processor
 @pytest.mark.parametrize("route", ["autocast", "packed"])
 @pytest.mark.parametrize("offset", [0.0, 40.0])
 def test_bfloat16_products_give_float32_losses(route, offset, monkeypatch):
