@@ -124,12 +124,11 @@ PEAK_TFLOPS = {
 def flops_per_token(model: nn.Module) -> int:
     """Floating-point operations per training token: 6 per weight and 12·L·C·T for attention.
 
-    Forward 2 per weight in a matrix product, backward twice that; PaLM paper, appendix B. The
-    embedding wpe is only looked up; wte counts because it is also the output head.
+    Forward 2 per weight in a matrix product, backward twice that; PaLM paper, appendix B. An
+    embedding is only looked up; wte counts because it is also the output head.
     """
     config = model.config
-    weights = sum(p.numel() for p in model.parameters() if p.dim() == 2)
-    weights -= model.transformer.wpe.weight.numel()
+    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     return 6 * weights + 12 * config.n_layer * config.n_embd * config.block_size
 
 

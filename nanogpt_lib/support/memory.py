@@ -47,8 +47,7 @@ def training_bytes(
     size = 4 if dtype == torch.float32 else 2  # of a number that enters or leaves a product
     C, V, heads = config.n_embd, config.vocab_size, config.n_head
     parameters = sum(p.numel() for p in model.parameters())
-    products = sum(p.numel() for p in model.parameters() if p.dim() == 2)
-    products -= model.transformer.wpe.weight.numel()
+    products = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     copies = 0 if size == fp32 else size * products  # autocast's own
     if optimizer_bytes is None:
         optimizer_bytes = 2 * fp32 * parameters
