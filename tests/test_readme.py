@@ -127,6 +127,13 @@ def test_the_snippets_run_one_after_the_other(tiny_run, tmp_path):
     assert (tmp_path / "my-gpt2/model.safetensors").exists()
 
 
+def test_chapter_07_shows_the_same_slurm_script():
+    cells = json.loads((ROOT / "notebooks/07_ddp.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells)
+    (script,) = blocks("bash")
+    assert script in text.replace("\n ", "\n")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Slurm is for Linux")
 def test_the_slurm_script_starts_what_torchrun_and_train_know(tmp_path):
     """The script as it stands in README, with stand-ins for srun, scontrol and torchrun."""
