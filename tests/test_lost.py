@@ -3,7 +3,9 @@
 The long campaigns are `make torture`; here are a few of their kills and a slice of their damage.
 """
 
+import contextlib
 import gc
+import io
 import json
 import math
 import os
@@ -108,10 +110,11 @@ def test_every_request_to_end_finishes_the_step_saves_and_ends_with_the_customar
 
 
 @posix
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGHUP"])
 def test_a_signal_to_one_rank_or_to_torchrun_alone_ends_all_after_the_same_step(
-    number, tiny_data, tmp_path
+    name, tiny_data, tmp_path
 ):
+    number = getattr(signal, name)
     run = torture.Ordeal(tiny_data, tmp_path / "run", 2, np.random.default_rng(0), torture.Count())
     run.start("--max-steps", "100000", "--save-every", "0", restarts=0)
     try:
@@ -235,10 +238,11 @@ def test_a_file_that_may_not_grow_is_one_line_too(tiny_data, tmp_path):
     try:
         for limit, message in (
             (100_000, "cannot be saved .*File too large"),
-            (400, "/400: .*File too large"),
+            (400, "/400/config.json: File too large"),
         ):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-            with pytest.raises(UserError, match=message):
+            # what pytest captures is a file, too
+            with contextlib.redirect_stdout(io.StringIO()), pytest.raises(UserError, match=message):
                 train.main(flags(tiny_data, tmp_path / str(limit), "--log-every", "9"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -338,6 +342,32 @@ def test_the_best_and_the_newest_checkpoint_are_kept(tiny_data, tmp_path):
     losses = {r["step"]: r["val_loss"] for r in read_log(tmp_path / "log.jsonl") if "val_loss" in r}
     best = min(range(1, 6), key=losses.get)
     assert [p.name for p in checkpoints(tmp_path)] == [f"step_{best:06d}", "step_000006"]
+
+
+def test_a_run_that_went_back_past_a_damaged_checkpoint_keeps_what_it_saves(
+    tiny_data, tmp_path, monkeypatch, capsys
+):
+    assert train.main(flags(tiny_data, tmp_path)) == 0  # saves 2, 4 and 6
+    whole = weights(checkpoints(tmp_path)[-1])
+    damaged = checkpoints(tmp_path)[-1] / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    report = train.report
+
+    def end_at_5(run, *args, **kwargs):
+        report(run, *args, **kwargs)
+        if run.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)  # noted during step 5
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "report", end_at_5)
+        again = ["--resume", "--keep-checkpoints", "1", "--out", str(tmp_path)]
+        shutil.rmtree(tmp_path / "checkpoints/step_000004")
+        assert train.main(again) == 130
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step_000005"]
+    assert "step_000006: from before the run went back" in capsys.readouterr().err
+    assert train.main(again) == 0
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step_000006"]
+    assert weights(checkpoints(tmp_path)[-1]) == whole
 
 
 # --- a loss that is not a number ----------------------------------------------------------------

@@ -277,7 +277,10 @@ def outcome(program: str, main: Callable, line: list[str]) -> str:
         if end.code in (0, None):
             return "works"
         message = end.code if isinstance(end.code, str) else said.getvalue()
-        assert message.strip() and "\n" not in message.strip(), f"not one line: {message!r}"
+        # what was read on the way to the error (a run, a folder) is told before it, a line each
+        *news, error = [text for text in message.splitlines() if text.strip()] or [""]
+        fine = error and (not news or error.startswith(f"{program}: "))
+        assert fine and "Traceback" not in message, f"not one line: {message!r}"
         return "refused"
 
 
