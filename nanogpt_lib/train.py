@@ -273,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     world, notes = read_world(), []
     config = parse_config(argv, say=notes.append)
     device = own_device(detect_device(config.device), world)
-    if config.init_from == "scratch":  # else the model may bring another block_size
+    if config.init_from == "scratch" and not config.eval_only:  # a model may bring its block_size
         micro_batch(config, world.size)
     meta = open_meta(config)
     claimed = world.is_main and not config.eval_only

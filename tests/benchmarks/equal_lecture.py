@@ -87,8 +87,13 @@ def python(folder: Path, *args: str) -> str:
 
 
 def tokenizer_of(args: argparse.Namespace) -> CharTokenizer | GPT2Tokenizer:
-    """GPT-2's tokens or, small enough to be recorded, 256 characters."""
-    return CharTokenizer(LATIN_1) if args.characters else GPT2Tokenizer()
+    """GPT-2's tokens or, small enough to be recorded, 256 characters.
+
+    The lecture's loss covers the padding of its vocabulary, so here the 47 rows are tokens, too.
+    """
+    if args.characters:
+        return CharTokenizer(LATIN_1)
+    return GPT2Tokenizer(added=[f"<|padding {i}|>" for i in range(VOCAB - 50257)])
 
 
 def vocabulary_of(args: argparse.Namespace) -> int:
