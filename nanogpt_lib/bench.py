@@ -1,13 +1,13 @@
-"""The ladder of speed-ups on this machine, and how long each preset's real run would take here.
+"""The speed-ups on this machine, and how long each preset's real run would take here.
 
     python nanogpt_lib/bench.py                        GPT-2 124M, sizes that suit the device
     python nanogpt_lib/bench.py --preset gpt2-350m --batch-size 16 --block-size 1024
-    python nanogpt_lib/bench.py --json ladder.json --build-nanogpt DIR --nanogpt DIR
-                                                       their own steps too; write all rows, with
-                                                       card, driver, versions and commit
-    python nanogpt_lib/bench.py --sampling --nanogpt DIR       tokens per second when drawing text
+    python nanogpt_lib/bench.py --json speedups.json   also write all rows, with card, driver,
+                                                       versions and commit
+    python nanogpt_lib/bench.py --sampling             tokens per second when drawing text
 
-Every rung keeps what the rungs above it changed. A rung this machine cannot climb says so.
+Each of the lecture's speed-ups keeps all earlier ones. One that this machine cannot do says so.
+Beside other implementations: tests/benchmarks/compare_training.py and compare_sampling.py.
 """
 
 if __name__ == "__main__" and not __package__:  # run by path: import from the repository
@@ -20,121 +20,116 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
 
     wait_briefly()  # before torch
 
-import contextlib
-import platform
-import re
-import subprocess
+import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from time import perf_counter
 
 import torch
 
+from nanogpt_lib.choices import MODELS, OPTIMIZERS, SHAPE, model_config, state_bytes
 from nanogpt_lib.config import PRESETS, TrainConfig
-from nanogpt_lib.device import choose_dtype, detect_device, flops_per_token
-from nanogpt_lib.ladder import Rung, further_changes, lecture_rungs, measure_or_note, row_of
+from nanogpt_lib.device import choose_dtype, detect_device, flops_per_token, synchronize
 from nanogpt_lib.model import GPT, GPTConfig
-from nanogpt_lib.others import time_theirs
-from nanogpt_lib.samplers import print_sampling
+from nanogpt_lib.sampling import generate
+from nanogpt_lib.speedups import Variant, further_changes, lecture_variants, measure_or_note
 from nanogpt_lib.support.cli import OneLineParser, run_program
 from nanogpt_lib.support.files import write_json
+from nanogpt_lib.support.machine import describe_machine, name_of
 from nanogpt_lib.support.memory import rows_that_fit, training_bytes
+from nanogpt_lib.support.packed import fast_inference
 
-SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "bias")
-WORTH = 1.01  # a rung beyond the lecture is kept if it is faster by more than this: noise is not
+WORTH = 1.01  # a further speed-up is kept if it is faster by more than this: noise is not
+CHARACTERS = 96  # about as many as an English text has
+
+
+def preset_shape(config: TrainConfig) -> GPTConfig:
+    """The shape of a preset's model; without data, the size of its vocabulary is a guess."""
+    return model_config(config, 50257 if config.vocab_multiple > 1 else CHARACTERS)
+
+
+# --- the table of speed-ups -----------------------------------------------------------------------
+
+
+def print_head() -> None:
+    """The names of the columns."""
+    print(
+        f"{'step':<26}{'ms/step':>9}{'tokens/s':>11}{'GFLOP/s':>9}{'MFU':>7}{'GB':>7}"
+        f"{'ratio':>7}{'loss ±':>8}"
+    )
 
 
 def print_row(row: dict, first: dict) -> None:
-    """One line of the ladder; ratio: tokens per second over those of the first rung."""
+    """One line of the table; ratio: tokens per second over those of the first row."""
     mfu = f"{row['mfu']:.1%}" if row["mfu"] else "—"
     memory = f"{row['memory_gb']:.1f}" if row["memory_gb"] else "—"
     ratio = row["tokens_per_sec"] / first["tokens_per_sec"]
     moved = "" if "moved" not in row else f"{row['moved']:.0e}"
     print(
-        f"{row['rung']:<26}{row['ms']:>9.1f}{row['tokens_per_sec']:>11,.0f}{row['gflops']:>9,.0f}"
+        f"{row['name']:<26}{row['ms']:>9.1f}{row['tokens_per_sec']:>11,.0f}{row['gflops']:>9,.0f}"
         f"{mfu:>7}{memory:>7}{ratio:>7.2f}{moved:>8}  {row['note']}",
         flush=True,
     )
 
 
-def climb(rungs: list[Rung | str], further: dict, shape: dict, rows: int, steps: int, device):
-    """Measure and print rung by rung; return the rows and the rung that was best."""
-    print(
-        f"{'rung':<26}{'ms/step':>9}{'tokens/s':>11}{'GFLOP/s':>9}{'MFU':>7}{'GB':>7}"
-        f"{'ratio':>7}{'loss ±':>8}"
-    )
-    results: list[dict] = []
-    best, fastest = None, None
+class Table:
+    """The rows measured so far, printed as they come, and the fastest variant that was kept."""
 
-    def try_rung(rung: Rung, always: bool) -> None:
-        nonlocal best, fastest
-        row = measure_or_note(rung, shape, rows, steps, device)
+    def __init__(self, shape: GPTConfig, rows: int, steps: int, device: torch.device):
+        self.shape, self.rows, self.steps, self.device = shape, rows, steps, device
+        self.results: list[dict] = []
+        self.best, self.fastest = Variant(), None
+
+    def missing(self, name: str, reason: str) -> None:
+        """A row that cannot be measured here."""
+        print(f"  — {reason}")
+        self.results.append({"name": name, "missing": reason, "kept": False})
+
+    def add(self, variant: Variant, *, always: bool = False, candidate: bool = True) -> None:
+        """Measure a variant. Kept, to build on, are those of the lecture (`always`), and a
+        `candidate` that is faster than the fastest so far."""
+        row = measure_or_note(variant, self.shape, self.rows, self.steps, self.device)
         if isinstance(row, str):
-            print(f"  — {row}")
-            results.append({"rung": rung.name, "missing": row, "kept": False})
+            self.missing(variant.name, row)
             return
-        first = next((r for r in results if "loss" in r), row)
-        if rung.factor == 1 and not rung.data:  # otherwise another batch: no comparison
+        first = next((r for r in self.results if "loss" in r), row)
+        if variant.factor == 1 and not variant.data:  # otherwise another batch: no comparison
             row["moved"] = abs(row["loss"] - first["loss"])
-        faster = best is None or row["tokens_per_sec"] > WORTH * fastest["tokens_per_sec"]
-        row["kept"] = always or faster
+        bar = WORTH * self.fastest["tokens_per_sec"] if self.fastest else 0.0
+        row["kept"] = always or (candidate and row["tokens_per_sec"] > bar)
         if row["kept"]:
-            best, fastest = rung, row
-        row["note"] = row["note"] or ("" if row["kept"] else "dropped")
-        results.append(row)
+            self.best, self.fastest = variant, row
+        dropped = candidate and not row["kept"]
+        row["note"] = row["note"] or ("dropped" if dropped else "")
+        self.results.append(row)
         print_row(row, first)
 
-    for rung in rungs:
-        if isinstance(rung, str):
-            print(f"  — {rung}")
-            results.append({"rung": rung.split(":")[0], "missing": rung, "kept": False})
+
+def measure_all(table: Table, variants: list[Variant | str], further: dict) -> None:
+    """Fill the table: the lecture's speed-ups, further ones, then the data's way to the model."""
+    print_head()
+    for variant in variants:
+        if isinstance(variant, str):
+            table.missing(variant.split(":")[0], variant)
         else:
-            try_rung(rung, always=True)
+            table.add(variant, always=True)
     print("beyond the lecture, each on top of what was kept:")
     for name, change in further.items():
-        try_rung(replace(best, name=name, **change), always=False)
+        table.add(replace(table.best, name=name, **change))
     for data, name in (("loader", "data from the disk"), ("ahead", "the same, read ahead")):
-        add_row(results, replace(best, name=name, data=data), shape, rows, steps, device)
-    return results, best
+        table.add(replace(table.best, name=name, data=data), candidate=False)
 
 
-def add_row(results: list[dict], rung: Rung, shape: dict, rows: int, steps: int, device) -> None:
-    """Measure and print the best step in other surroundings; it is no rung to stand on."""
-    row = measure_or_note(rung, shape, rows, steps, device)
-    if isinstance(row, str):
-        print(f"  — {row}")
-        return
-    results.append({**row, "kept": False})
-    print_row(row, next(r for r in results if "loss" in r))
-
-
-def print_others(checkouts: dict, shape: dict, rows: int, steps: int, device, compile: bool):
-    """Their own steps on the same card in the same run; return the rows."""
-    results: list[dict] = []
-    for name, folder in checkouts.items():
-        for compiled in (False, True) if compile else (False,):
-            label = name + (" compiled" if compiled else "")
-            dtype = choose_dtype(device)
-            how = (name, folder, shape, rows, steps, device, dtype, compiled)
-            try:
-                seconds, loss = time_theirs(*how)
-            except RuntimeError as error:
-                print(f"  — {label}: {str(error).strip().splitlines()[0][:80]}")
-                continue
-            ours = GPT(GPTConfig(**shape, vocab_multiple=64))  # operations: of the same shape
-            tokens = rows * shape["block_size"]
-            results.append(row_of(label, seconds, tokens, loss, ours, device))
-            print_row(results[-1], results[0])
-    return results
+# --- what follows for real runs -------------------------------------------------------------------
 
 
 def preset_model(name: str) -> tuple[TrainConfig, GPT]:
     """A preset and its model without memory."""
     config = TrainConfig(**PRESETS[name])
-    shape = {key: getattr(config, key) for key in (*SHAPE, "vocab_multiple", "attention")}
-    vocabulary = {} if config.vocab_multiple > 1 else {"vocab_size": 96}  # characters
     with torch.device("meta"):
-        return config, GPT(GPTConfig(**shape, **vocabulary))
+        return config, MODELS[config.model](preset_shape(config))
 
 
 def print_memory(dtype: torch.dtype) -> None:
@@ -147,9 +142,10 @@ def print_memory(dtype: torch.dtype) -> None:
     print(f"  {'preset':<22}{head}")
     for name in PRESETS:
         config, model = preset_model(name)
+        own = state_bytes(OPTIMIZERS[config.optimizer](model, config, dtype))
         step_rows = config.total_batch_size // config.block_size
-        needs = "".join(f"{training_bytes(model, n, dtype) / 1e9:9.2f}" for n in rows)
-        fits = [rows_that_fit(model, dtype, gb * 1e9, step_rows) for gb in cards]
+        needs = "".join(f"{training_bytes(model, n, dtype, own) / 1e9:9.2f}" for n in rows)
+        fits = [rows_that_fit(model, dtype, gb * 1e9, step_rows, own) for gb in cards]
         print(f"  {name:<22}{needs}" + "".join(f"{n or '—':>7}" for n in fits))
 
 
@@ -163,38 +159,50 @@ def print_estimates(flops_per_second: float, device_name: str) -> None:
         print(f"  {name:<22}{tokens / 1e6:>12,.1f}M tokens   {left}")
 
 
-def output_of(*command: str) -> str | None:
-    """What a program says on its first line; None if it is not there or fails."""
-    here = Path(__file__).resolve().parents[1]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=here)
-    except OSError:
-        return None
-    return done.stdout.strip().split("\n")[0] if done.returncode == 0 else None
+# --- drawing text ---------------------------------------------------------------------------------
 
 
-def machine(name: str) -> dict:
-    """Card, driver, versions and commit: what a recorded figure must say of itself."""
-    driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    commit = output_of("git", "rev-parse", "--short", "HEAD")
-    versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "driver": driver}
-    return {"device": name, "threads": torch.get_num_threads(), **versions, "commit": commit}
+def sampling_ways(shape: GPTConfig, device: torch.device) -> dict[str, Callable]:
+    """Ways to draw n tokens after idx, by name: the plain model, and as sample.py runs it."""
+    model = GPT(shape).to(device).eval()
+
+    def plain(idx, n):
+        generate(model, idx, n, top_k=50)
+
+    ways = {"ours, plain float32": plain}
+    for dtype in dict.fromkeys([torch.float32, choose_dtype(device)]):
+
+        def fast(idx, n, dtype=dtype):
+            with fast_inference(model, device, dtype, rows=1):
+                generate(model, idx, n, top_k=50)
+
+        ways[f"ours, {str(dtype).removeprefix('torch.')}"] = fast
+    return ways
 
 
-def name_of(device: torch.device) -> str:
-    """The card's or the processor's name, as far as the system tells."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-        if found:
-            return found[1]
-    return platform.processor() or platform.machine()
+def print_sampling(ways: dict[str, Callable], device: torch.device, new: int, rounds: int) -> list:
+    """Tokens per second at batch 1 after a prompt of 8, the best of some rounds taken in turns."""
+    idx = torch.randint(50257, (1, 8), device=device)
+    best = dict.fromkeys(ways, 0.0)
+    for count in (4, *[new] * rounds):  # the first one warms up
+        for name, way in ways.items():
+            start = perf_counter()
+            way(idx, count)
+            synchronize(device)
+            best[name] = max(best[name], count / (perf_counter() - start)) if count == new else 0.0
+    first = next(iter(best.values()))
+    print(f"{new} tokens after a prompt of 8, top-k 50, random weights, best of {rounds}")
+    for name, rate in best.items():
+        print(f"{name:<24}{rate:>10.1f} tokens/s{rate / first:>8.2f}")
+    return [{"way": name, "tokens_per_sec": round(rate, 1)} for name, rate in best.items()]
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Climb the ladder, then extrapolate; or, with --sampling, draw text."""
-    parser = OneLineParser(prog="bench.py", description=__doc__.split("\n")[0])
+# --- the program ----------------------------------------------------------------------------------
+
+
+def step_parser(prog: str, description: str) -> OneLineParser:
+    """The flags that say which step is timed."""
+    parser = OneLineParser(prog=prog, description=description)
     parser.add_argument("--preset", default="gpt2-124m", choices=list(PRESETS))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--batch-size", type=int, help="rows (default: 16 on a GPU, 1 on a CPU)")
@@ -203,47 +211,66 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--steps", type=int, help="timed steps (default: 20 on a GPU, 3 on a CPU)")
     parser.add_argument("--compile", action="store_true", help="try torch.compile off CUDA, too")
-    parser.add_argument("--build-nanogpt", type=Path, help="also time the step of this checkout")
-    parser.add_argument("--nanogpt", type=Path, help="also time the step of this checkout")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    return parser
+
+
+def read_step(parser: OneLineParser, argv: list[str] | None, crop: bool = True):
+    """The flags, the device, the shape (tokens are GPT-2's) and the number of rows."""
+    args = parser.parse_args(argv)
+    for flag in ("batch_size", "block_size", "steps", "new_tokens", "rounds"):
+        if (value := getattr(args, flag, None)) is not None and value < 1:
+            parser.error(f"--{flag.replace('_', '-')} must be at least 1")
+    device = detect_device(args.device)
+    on_cpu = device.type == "cpu"
+    config = TrainConfig(**PRESETS[args.preset])
+    shape = replace(model_config(config, 50257), dropout=0.0)
+    if args.block_size or (on_cpu and crop):
+        shape = replace(shape, block_size=args.block_size or min(256, config.block_size))
+    args.steps = args.steps or (3 if on_cpu else 20)
+    args.compile = args.compile or device.type == "cuda"
+    return args, device, shape, args.batch_size or (1 if on_cpu else 16)
+
+
+def about(args: argparse.Namespace, device: torch.device, shape: GPTConfig, rows: int) -> dict:
+    """What was measured where; printed in one line, and returned for a record."""
+    name = name_of(device)
+    print(f"{args.preset} on {device} ({name}), torch {torch.__version__}, ", end="")
+    print(f"{torch.get_num_threads()} threads")
+    sizes = {key: getattr(shape, key) for key in SHAPE if key != "vocab_multiple"}
+    return {**describe_machine(name), "preset": args.preset, "rows": rows, **sizes}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure the speed-ups, then extrapolate; or, with --sampling, draw text."""
+    parser = step_parser("bench.py", __doc__.split("\n")[0])
     parser.add_argument("--sampling", action="store_true", help="draw text instead, and time it")
     parser.add_argument("--new-tokens", type=int, default=400, help="tokens per text (--sampling)")
     parser.add_argument(
         "--rounds", type=int, default=3, help="the best of these counts (--sampling)"
     )
-    args = parser.parse_args(argv)
-    device = detect_device(args.device)
-    on_cpu = device.type == "cpu"
-    config = TrainConfig(**PRESETS[args.preset])
-    shape = {key: getattr(config, key) for key in SHAPE}
-    if args.block_size or (on_cpu and not args.sampling):
-        shape["block_size"] = args.block_size or min(256, config.block_size)
-    rows = args.batch_size or (1 if on_cpu else 16)
-    name = name_of(device)
-    print(f"{args.preset} on {device} ({name}), torch {torch.__version__}, ", end="")
-    print(f"{torch.get_num_threads()} threads")
-    if args.sampling:
-        rates = print_sampling(shape, device, args.new_tokens, args.rounds, args.nanogpt)
-        if args.json:
-            write_json(args.json, {**machine(name), "preset": args.preset, "sampling": rates})
-        return
-    print(f"{rows} × {shape['block_size']} tokens per step\n")
-    compile = args.compile or device.type == "cuda"
-    steps = args.steps or (3 if on_cpu else 20)
-    further = further_changes(device, compile)
-    results, best = climb(lecture_rungs(device, compile), further, shape, rows, steps, device)
-    checkouts = {"build-nanogpt": args.build_nanogpt, "nanoGPT": args.nanogpt}
-    checkouts = {key: folder for key, folder in checkouts.items() if folder}
-    theirs = print_others(checkouts, shape, rows * best.factor, steps, device, compile)
-    if on_cpu:  # cannot be undone, so after those who run without
-        rung = replace(best, name="freed memory kept", keep_memory=True)
-        add_row(results, rung, shape, rows, steps, device)
-    print_memory(best.dtype)
-    measured = [row for row in results if "gflops" in row]
-    print_estimates(max(row["gflops"] for row in measured) * 1e9, name)
+    sampling = parser.parse_args(argv).sampling
+    args, device, shape, rows = read_step(parser, argv, crop=not sampling)
+    record = about(args, device, shape, rows)
+    if sampling:
+        torch.manual_seed(0)
+        ways = sampling_ways(shape, device)
+        record["sampling"] = print_sampling(ways, device, args.new_tokens, args.rounds)
+    else:
+        print(f"{rows} × {shape.block_size} tokens per step\n")
+        table = Table(shape, rows, args.steps, device)
+        further = further_changes(device, args.compile)
+        measure_all(table, lecture_variants(device, args.compile), further)
+        if device.type == "cpu":  # cannot be undone, so last
+            freed = replace(table.best, name="freed memory kept", keep_memory=True)
+            table.add(freed, candidate=False)
+        print_memory(table.best.dtype)
+        measured = [row["gflops"] for row in table.results if "gflops" in row]
+        if measured:
+            print_estimates(max(measured) * 1e9, record["device"])
+        record["speedups"] = table.results
     if args.json:
-        about = {**machine(name), "preset": args.preset, "rows": rows, **shape}
-        write_json(args.json, {**about, "ladder": results, "others": theirs})
+        write_json(args.json, record)
         print(f"wrote {args.json}")
 
 

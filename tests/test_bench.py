@@ -1,26 +1,32 @@
-"""What the ladder of bench.py promises."""
+"""What bench.py and the comparisons beside it promise."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import compare_sampling
+import compare_training
 import pytest
 import torch
+from other_checkouts import build_nanogpt, time_theirs
 from torch.nn import functional as F
 
-from nanogpt_lib import bench, ladder
-from nanogpt_lib.ladder import OtherLoss, Rung, measure, measure_or_note, padded
+from nanogpt_lib import bench, speedups
+from nanogpt_lib.config import PRESETS, TrainConfig
+from nanogpt_lib.device import flops_per_token
 from nanogpt_lib.model import GPT, GPTConfig
-from nanogpt_lib.others import build_nanogpt, time_theirs
+from nanogpt_lib.speedups import OtherLoss, Variant, measure, measure_or_note, padded
+from nanogpt_lib.support import machine
 from nanogpt_lib.support.errors import UserError
 
 CPU = torch.device("cpu")
-SHAPE = dict(block_size=16, n_layer=2, n_head=2, n_embd=16)
+SHAPE = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
 
 
 def tiny(**changes) -> GPT:
     torch.manual_seed(1)
-    return GPT(GPTConfig(**{**SHAPE, "vocab_size": 50, **changes}))
+    return GPT(replace(SHAPE, **{"vocab_size": 50, **changes}))
 
 
 def batch(rows=5):
@@ -28,11 +34,14 @@ def batch(rows=5):
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
+# --- variants of a step ---------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("kind", ["linear", "chunks"])
 def test_a_loss_without_all_logits_is_the_same_function(kind, monkeypatch):
     if kind == "linear" and not hasattr(F, "linear_cross_entropy"):
         pytest.skip("this PyTorch has no linear_cross_entropy")
-    monkeypatch.setattr(ladder, "CHUNK", 32)  # 80 positions: the last piece is shorter
+    monkeypatch.setattr(speedups, "CHUNK", 32)  # 80 positions: the last piece is shorter
     model, (x, y) = tiny(vocab_multiple=64), batch()
     want = model(x, y)[1]
     gradients = torch.autograd.grad(want, list(model.parameters()))
@@ -51,49 +60,173 @@ def test_padding_the_vocabulary_keeps_the_loss():
     torch.testing.assert_close(wider(x, y)[1], model(x, y)[1])
 
 
-def test_rungs_begin_with_equal_weights_and_an_equal_batch():
-    rungs = [Rung(), Rung(attention="sdpa"), Rung(fused=True), Rung(vocab_multiple=64)]
-    losses = [measure(rung, SHAPE, 2, 1, CPU)["loss"] for rung in rungs]
+def test_variants_begin_with_equal_weights_and_an_equal_batch():
+    variants = [
+        Variant(), Variant(attention="sdpa"), Variant(fused=True), Variant(vocab_multiple=64),
+    ]  # fmt: skip
+    losses = [measure(variant, SHAPE, 2, 1, CPU)["loss"] for variant in variants]
     assert losses == pytest.approx([losses[0]] * 4, abs=1e-5)
 
 
 def test_data_read_from_the_disk_and_read_ahead_are_the_same():
-    rows = [measure(Rung(data=data), SHAPE, 2, 1, CPU) for data in ("loader", "ahead")]
+    rows = [measure(Variant(data=data), SHAPE, 2, 1, CPU) for data in ("loader", "ahead")]
     assert rows[0]["loss"] == rows[1]["loss"] and rows[0]["tokens"] == 32
 
 
-def test_a_rung_beyond_the_lecture_stays_only_if_it_is_faster(monkeypatch, capsys):
-    speeds = {"slower": 0.9, "faster": 2.0, "hardly": 1.005, "upon": 3.0}
+def pretend_speeds(monkeypatch, **speeds):
+    """Let every variant take 1/speed seconds; returns the list of those that were tried."""
     tried = []
 
-    def pretend(rung, shape, rows, steps, device):
-        tried.append(rung)
-        if rung.name == "broken":
+    def measured(variant, shape, rows, steps, device):
+        tried.append(variant)
+        if variant.name == "broken":
             return "broken: out of memory"
-        return ladder.row_of(rung.name, 1 / speeds.get(rung.name, 1.0), 8, 4.0, tiny(), device)
+        seconds = 1 / speeds.get(variant.name, 1.0)
+        return speedups.row_of(variant.name, seconds, 8, 4.0, tiny(), device)
 
-    monkeypatch.setattr(bench, "measure_or_note", pretend)
+    monkeypatch.setattr(bench, "measure_or_note", measured)
+    return tried
+
+
+def test_a_speed_up_beyond_the_lecture_stays_only_if_it_is_faster(monkeypatch, capsys):
+    tried = pretend_speeds(monkeypatch, slower=0.9, faster=2.0, hardly=2.01, upon=3.0)
     further = {
         "slower": dict(loss="chunks"), "faster": dict(kernel="flash"), "broken": dict(factor=4),
         "hardly": dict(fused=True), "upon": dict(factor=2),
     }  # fmt: skip
-    rows, best = bench.climb([Rung(), "TF32: not here"], further, SHAPE, 2, 1, CPU)
-    assert best == replace(Rung(), name="upon", kernel="flash", factor=2)
-    kept = {row["rung"]: row["kept"] for row in rows[:7]}
+    table = bench.Table(SHAPE, 2, 1, CPU)
+    bench.measure_all(table, [Variant(), "TF32: not here"], further)
+    assert table.best == replace(Variant(), name="upon", kernel="flash", factor=2)
+    kept = {row["name"]: row["kept"] for row in table.results[:7]}
     assert kept == {
         "float32": True, "TF32": False, "slower": False, "faster": True, "broken": False,
         "hardly": False, "upon": True,
     }  # fmt: skip
-    assert [rung.data for rung in tried[-2:]] == ["loader", "ahead"]
-    assert "dropped" in capsys.readouterr().out
+    assert [variant.data for variant in tried[-2:]] == ["loader", "ahead"]
+    assert [row["kept"] for row in table.results[7:]] == [False, False]
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith("dropped") for line in lines) == 2
+    assert "  — broken: out of memory" in lines
 
 
-def test_a_rung_that_cannot_run_says_so_in_one_line(monkeypatch):
+def test_a_variant_that_cannot_run_says_so_in_one_line(monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmore")
 
-    monkeypatch.setattr(ladder, "measure", full)
-    assert measure_or_note(Rung(name="rows × 4"), SHAPE, 2, 1, CPU) == "rows × 4: out of memory"
+    monkeypatch.setattr(speedups, "measure", full)
+    assert measure_or_note(Variant(name="rows × 4"), SHAPE, 2, 1, CPU) == "rows × 4: out of memory"
+
+
+def test_the_lectures_speed_ups_follow_the_device(monkeypatch):
+    dtype = {"cuda": torch.bfloat16, "cpu": torch.float32}
+    monkeypatch.setattr(speedups, "choose_dtype", lambda device: dtype[device.type])
+    names = [v.name for v in speedups.lecture_variants(torch.device("cuda"), compile=True)]
+    assert names == [
+        "float32", "TF32", "bfloat16", "torch.compile", "fused attention", "vocabulary 50304",
+        "fused AdamW",
+    ]  # fmt: skip
+    variants = speedups.lecture_variants(CPU, compile=False)
+    assert sum(isinstance(variant, str) for variant in variants) == 3  # said why
+    assert variants[-1] == Variant("fused AdamW", attention="sdpa", vocab_multiple=64, fused=True)
+
+
+# --- the program ----------------------------------------------------------------------------------
+
+
+def test_bench_measures_and_writes_rows_that_chapter_05_can_read(monkeypatch, tmp_path, capsys):
+    small = dict(n_layer=1, n_head=1, n_embd=8, block_size=8, max_steps=2, total_batch_size=64)
+    monkeypatch.setattr(bench, "PRESETS", {"small": small, "gpt2-124m": {}})
+    monkeypatch.setattr(bench, "measure_or_note", lambda *how: measure_fast(*how))
+    file = tmp_path / "speedups.json"
+    bench.main(["--preset", "small", "--device", "cpu", "--steps", "1", "--json", str(file)])
+    record = json.loads(file.read_text())
+    assert {"device", "threads", "torch", "driver", "commit", "rows", "n_layer"} <= set(record)
+    assert record["preset"] == "small" and record["block_size"] == 8 and record["rows"] == 1
+    first = record["speedups"][0]
+    assert first["name"] == "float32" and first["ms"] > 0 and first["moved"] == 0.0
+    recorded = json.loads((bench_records() / "speedups_cpu.json").read_text())
+    assert set(recorded) - {"others"} == set(record)
+    assert set(recorded["speedups"][0]) == set(first)
+    out = capsys.readouterr().out
+    for text in ("freed memory kept", "Peak memory (GB) in", "Whole runs at", "wrote "):
+        assert text in out
+
+
+def bench_records() -> Path:
+    return Path(__file__).resolve().parents[1] / "notebooks" / "recorded"
+
+
+def measure_fast(variant, *how):
+    """`measure_or_note` that leaves this process's memory as it is."""
+    return measure_or_note(replace(variant, keep_memory=False), *how)
+
+
+def test_estimates_are_the_operations_of_a_run_over_the_rate(capsys):
+    bench.print_estimates(1e12, "a card")
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    config = TrainConfig(**PRESETS["gpt2-124m"])
+    tokens = config.max_steps * config.total_batch_size
+    with torch.device("meta"):
+        model = GPT(GPTConfig(vocab_multiple=64))
+    days = flops_per_token(model) * tokens / 1e12 / 86400
+    assert f"{tokens / 1e6:,.1f}M tokens" in lines["gpt2-124m"]
+    assert f"{int(days)} days" in lines["gpt2-124m"]
+    assert set(PRESETS) <= set(lines)
+
+
+def test_the_table_of_memory_holds_every_preset_with_its_own_optimizer(monkeypatch, capsys):
+    bench.print_memory(torch.bfloat16)
+    with_muon = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in with_muon[3:]} >= set(PRESETS)
+    gpt2 = next(line.split() for line in with_muon if line.startswith("  gpt2-124m"))
+    assert 512 % int(gpt2[-1]) == 0 and int(gpt2[-1]) >= int(gpt2[-2]) >= int(gpt2[-5])
+    assert float(gpt2[1]) > 16 * 0.1244  # more than weights, gradients and averages
+    adamw = {name: {**preset, "optimizer": "adamw"} for name, preset in PRESETS.items()}
+    monkeypatch.setattr(bench, "PRESETS", adamw)
+    bench.print_memory(torch.bfloat16)
+    changed = {
+        a.split()[0]
+        for a, b in zip(with_muon, capsys.readouterr().out.splitlines(), strict=True)
+        if a != b
+    }
+    assert changed == {n for n, p in PRESETS.items() if TrainConfig(**p).optimizer == "muon"}
+
+
+def test_drawing_is_timed_in_turns_and_the_best_round_counts(monkeypatch, capsys):
+    clock = iter([0, 9, 20, 22, 22, 26, 30, 31, 31, 36])  # warm-up, then two rounds
+    monkeypatch.setattr(bench, "perf_counter", lambda: next(clock))
+    drawn = []
+    ways = {name: lambda idx, n, name=name: drawn.append((name, n)) for name in ("one", "two")}
+    rows = bench.print_sampling(ways, CPU, new=20, rounds=2)
+    assert drawn == [("one", 4), ("two", 4), *[("one", 20), ("two", 20)] * 2]
+    assert rows == [{"way": "one", "tokens_per_sec": 20.0}, {"way": "two", "tokens_per_sec": 5.0}]
+    assert "two" in capsys.readouterr().out
+
+
+def test_bench_draws_with_our_own_ways(monkeypatch, tmp_path, capsys):
+    small = dict(n_layer=1, n_head=1, n_embd=8, block_size=16)
+    monkeypatch.setattr(bench, "PRESETS", {"small": small, "gpt2-124m": {}})
+    file = tmp_path / "sampling.json"
+    flags = "--preset small --device cpu --sampling --new-tokens 3 --rounds 1 --json"
+    bench.main([*flags.split(), str(file)])
+    ways = [row["way"] for row in json.loads(file.read_text())["sampling"]]
+    assert ways[:2] == ["ours, plain float32", "ours, float32"]
+
+
+@pytest.mark.parametrize("flag", ["--batch-size", "--block-size", "--steps", "--rounds"])
+def test_a_size_that_is_none_is_refused(flag, capsys):
+    with pytest.raises(SystemExit) as ended:
+        bench.main([flag, "0"])
+    assert ended.value.code == 2 and f"{flag} must be at least 1" in capsys.readouterr().err
+
+
+def test_a_program_that_is_not_there_leaves_its_figure_out():
+    assert machine.output_of("no-such-program-here") is None
+    assert machine.describe_machine("a card")["device"] == "a card"
+    assert machine.name_of(CPU)
+
+
+# --- beside others --------------------------------------------------------------------------------
 
 
 def test_what_is_no_checkout_of_theirs_is_refused(tmp_path):
@@ -111,3 +244,52 @@ def test_their_step_runs_out_of_their_own_file():
     how = ("build-nanogpt", checkout, SHAPE, 2, 1, CPU, torch.float32, False)
     seconds, loss = time_theirs(*how)
     assert seconds > 0 and 10 < loss < 12
+
+
+THEIR_MODEL = """
+from dataclasses import dataclass
+import torch
+
+@dataclass
+class GPTConfig:
+    block_size: int = 8
+    vocab_size: int = 50257
+    n_layer: int = 1
+    n_head: int = 1
+    n_embd: int = 8
+    bias: bool = True
+    dropout: float = 0.0
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        print("number of parameters")
+        self.table = torch.nn.Embedding(config.vocab_size, 4)
+        self.head = torch.nn.Linear(4, config.vocab_size)
+
+    def forward(self, x, y):
+        logits = self.head(self.table(x))
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        return torch.optim.SGD(self.parameters(), lr=learning_rate)
+
+    def generate(self, idx, n, top_k):
+        return idx
+"""
+
+
+def test_a_checkouts_step_and_its_texts_stand_beside_ours(monkeypatch, tmp_path, capsys):
+    (tmp_path / "model.py").write_text(THEIR_MODEL)
+    small = dict(n_layer=1, n_head=1, n_embd=8, block_size=16)
+    monkeypatch.setattr(bench, "PRESETS", {"small": small, "gpt2-124m": {}})
+    monkeypatch.setattr(bench, "measure_or_note", lambda *how: measure_fast(*how))
+    flags = ["--preset", "small", "--device", "cpu", "--nanogpt", str(tmp_path), "--json"]
+    compare_training.main([*flags, str(tmp_path / "steps.json"), "--steps", "1"])
+    rows = json.loads((tmp_path / "steps.json").read_text())["training"]
+    assert [row["name"] for row in rows] == ["nanoGPT", "ours", "ours, freed memory kept"]
+    assert all(row["ms"] > 0 for row in rows) and rows[0]["loss"] == pytest.approx(10.9, abs=0.4)
+    compare_sampling.main([*flags, str(tmp_path / "texts.json"), "--new-tokens", "2"])
+    ways = [row["way"] for row in json.loads((tmp_path / "texts.json").read_text())["sampling"]]
+    assert ways[:3] == ["nanoGPT", "transformers, cached", "ours, plain float32"]
+    assert "number of parameters" not in capsys.readouterr().out

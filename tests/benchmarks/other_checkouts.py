@@ -1,4 +1,4 @@
-"""The steps of build-nanogpt and nanoGPT, out of their own files, timed beside ours by bench.py.
+"""The models and steps of build-nanogpt and nanoGPT, out of their own files; for comparisons.
 
 Their classes and optimizers are used as they are; nothing of theirs is copied here. Each is timed
 as committed and, since neither compiles everywhere by default, compiled as well.
@@ -15,6 +15,7 @@ import torch
 import torch.nn as nn
 
 from nanogpt_lib.device import autocast, median_seconds
+from nanogpt_lib.model import GPTConfig
 from nanogpt_lib.support.errors import UserError
 
 
@@ -56,10 +57,13 @@ def nanogpt(folder: Path) -> dict:
     return vars(module)
 
 
-def their_model(name: str, folder: Path, shape: dict, device) -> tuple[nn.Module, object]:
+SIZES = ("n_layer", "n_head", "n_embd", "block_size")
+
+
+def their_model(name: str, folder: Path, shape: GPTConfig, device) -> tuple[nn.Module, object]:
     """Model and optimizer as their training scripts make them, padded to 50304 tokens."""
     read = {"build-nanogpt": build_nanogpt, "nanoGPT": nanogpt}[name](folder)
-    sizes = {key: shape[key] for key in ("n_layer", "n_head", "n_embd", "block_size")}
+    sizes = {key: getattr(shape, key) for key in SIZES}
     decay = dict(weight_decay=0.1, learning_rate=6e-4, device_type=device.type)
     if name == "nanoGPT":  # no biases and no dropout: the defaults of its train.py
         sizes |= dict(bias=False, dropout=0.0)
@@ -71,13 +75,13 @@ def their_model(name: str, folder: Path, shape: dict, device) -> tuple[nn.Module
 
 
 def time_theirs(
-    name: str, folder: Path, shape: dict, rows: int, steps: int, device, dtype, compiled: bool
+    name: str, folder: Path, shape: GPTConfig, rows: int, steps: int, device, dtype, compiled: bool
 ) -> tuple[float, float]:
     """Median seconds of their step, as in their loops: TF32 allowed, autocast, clipping at 1."""
     torch.set_float32_matmul_precision("high")
     model, optimizer = their_model(name, folder, shape, device)
     run = torch.compile(model) if compiled else model
-    tokens = torch.randint(50257, (rows, shape["block_size"] + 1), device=device)
+    tokens = torch.randint(50257, (rows, shape.block_size + 1), device=device)
     x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     losses = []
 

@@ -1,7 +1,7 @@
-"""The rungs of bench.py: ways to compute the same training step, each timed and compared.
+"""Ways to compute the same training step, each timed and compared; for bench.py.
 
-The lecture's rungs come one upon the other. Those beyond it are tried on top of what was kept so
-far, and kept themselves only if they make more tokens per second.
+Each of the lecture's speed-ups keeps all earlier ones. Those beyond it are tried on top of what was
+kept so far, and kept themselves only if they make more tokens per second.
 """
 
 import tempfile
@@ -37,8 +37,8 @@ CHUNK = 2048  # positions whose logits exist together, where the loss is made in
 
 
 @dataclass
-class Rung:
-    """How a step is computed; each rung of the ladder changes one field."""
+class Variant:
+    """How a step is computed; each speed-up changes one field."""
 
     name: str = "float32"
     tf32: bool = False
@@ -54,37 +54,37 @@ class Rung:
     data: str = ""  # "loader": read from the disk for every step; "ahead": by a thread
 
 
-def lecture_rungs(device: torch.device, compile: bool) -> list[Rung | str]:
-    """The lecture's rungs for a device; a string in place of one says why it is missing."""
-    rung = Rung()
-    rungs: list[Rung | str] = [rung]
+def lecture_variants(device: torch.device, compile: bool) -> list[Variant | str]:
+    """The lecture's speed-ups on a device; a string in place of one says why it is missing."""
+    variant = Variant()
+    variants: list[Variant | str] = [variant]
 
-    def climb(name: str, **change) -> None:
-        nonlocal rung
-        rung = replace(rung, name=name, **change)
-        rungs.append(rung)
+    def add(name: str, **change) -> None:
+        nonlocal variant
+        variant = replace(variant, name=name, **change)
+        variants.append(variant)
 
     if device.type == "cuda":
-        climb("TF32", tf32=True)
+        add("TF32", tf32=True)
     else:
-        rungs.append("TF32: only NVIDIA GPUs have it")
+        variants.append("TF32: only NVIDIA GPUs have it")
     fast = choose_dtype(device)
     if fast == torch.float32:
-        rungs.append("bfloat16: this device multiplies float32 faster")
+        variants.append("bfloat16: this device multiplies float32 faster")
     else:
-        climb(str(fast).removeprefix("torch."), dtype=fast)
+        add(str(fast).removeprefix("torch."), dtype=fast)
     if compile:
-        climb("torch.compile", compile="default")
+        add("torch.compile", compile="default")
     else:
-        rungs.append("torch.compile: off on this device (--compile tries it)")
-    climb("fused attention", attention="sdpa")
-    climb("vocabulary 50304", vocab_multiple=64)
-    climb("fused AdamW", fused=True)
-    return rungs
+        variants.append("torch.compile: off on this device (--compile tries it)")
+    add("fused attention", attention="sdpa")
+    add("vocabulary 50304", vocab_multiple=64)
+    add("fused AdamW", fused=True)
+    return variants
 
 
 def further_changes(device: torch.device, compile: bool) -> dict[str, dict]:
-    """What to try beyond the lecture: name → change of the best rung so far."""
+    """What to try beyond the lecture: name → change of the best variant so far."""
     kernels = ("flash", "cudnn", "efficient") if device.type == "cuda" else ("flash", "math")
     changes = {f"SDPA: {kernel}": dict(kernel=kernel) for kernel in kernels}
     if hasattr(F, "linear_cross_entropy"):
@@ -136,30 +136,30 @@ def attention_kernel(name: str):
     return sdpa_kernel(backends[name]) if name else nullcontext()
 
 
-def batches(rung: Rung, config: GPTConfig, rows: int, device: torch.device, folder: Path):
+def batches(variant: Variant, config: GPTConfig, rows: int, device: torch.device, folder: Path):
     """A function that gives a micro-batch (x, y): always the same one, or the next of a loader."""
     T = config.block_size
     torch.manual_seed(1)  # equal batches, however many numbers the model has drawn
     tokens = torch.randint(config.vocab_size, (rows * 20 * T + 1,))
-    if not rung.data:
+    if not variant.data:
         x, y = tokens[: rows * T].view(rows, T), tokens[1 : rows * T + 1].view(rows, T)
         x, y = x.to(device), y.to(device)
         return lambda: (x, y)
     meta = {"name": "noise", "source": "noise", "tokenizer": {"name": "gpt2"}}
     meta["vocab_size"] = config.vocab_size
-    write_splits(folder, meta, tokens.numpy(), np.zeros(1, dtype=np.int64))
+    write_splits(folder, meta, tokens.numpy(), np.zeros(2, dtype=np.int64))
     loader = TokenLoader(TokenStream(folder, "train"), rows, T)
-    if rung.data == "ahead":
+    if variant.data == "ahead":
         return ReadAhead(loader, device).next_batch
     return lambda: tuple(t.to(device) for t in loader.next_batch())
 
 
 def row_of(name: str, seconds: float, tokens: int, loss: float, raw: nn.Module, device) -> dict:
-    """A row of the ladder as plain values; peak memory where the device counts it."""
+    """One row of the table as plain values; peak memory where the device counts it."""
     flops, peak = flops_per_token(raw) * tokens / seconds, peak_flops(device)
     cuda = device.type == "cuda"
     return {
-        "rung": name,
+        "name": name,
         "ms": round(seconds * 1e3, 2),
         "tokens": tokens,
         "tokens_per_sec": round(tokens / seconds, 1),
@@ -171,38 +171,42 @@ def row_of(name: str, seconds: float, tokens: int, loss: float, raw: nn.Module, 
     }
 
 
-def measure(rung: Rung, shape: dict, rows: int, steps: int, device: torch.device) -> dict:
+def measure(
+    variant: Variant, shape: GPTConfig, rows: int, steps: int, device: torch.device
+) -> dict:
     """Median milliseconds of one training step (forward, backward, update) after two warm-ups.
 
-    `loss` is that of the first step: every rung starts with equal weights and, unless its rows or
-    its data differ, an equal batch.
+    `loss` is that of the first step: every variant starts with equal weights and, unless its
+    rows or its data differ, an equal batch.
     """
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high" if rung.tf32 else "highest")
-    if rung.keep_memory and not keep_freed_memory():
+    torch.set_float32_matmul_precision("high" if variant.tf32 else "highest")
+    if variant.keep_memory and not keep_freed_memory():
         raise RuntimeError("this C library cannot be told")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    raw = GPT(GPTConfig(**shape, attention=rung.attention, vocab_multiple=1))
-    raw = padded(raw, rung.vocab_multiple).to(device)
+    raw = GPT(replace(shape, attention=variant.attention, vocab_multiple=1))
+    raw = padded(raw, variant.vocab_multiple).to(device)
     optimizer = torch.optim.AdamW(decay_groups(raw, 0.1), lr=1e-4, foreach=False)
-    if rung.fused:
+    if variant.fused:
         optimizer = make_optimizer(raw, learning_rate=1e-4)
-    model: nn.Module = raw if rung.loss == "logits" else OtherLoss(raw, rung.loss, rung.dtype)
+    model: nn.Module = (
+        raw if variant.loss == "logits" else OtherLoss(raw, variant.loss, variant.dtype)
+    )
     losses, note = [], ""
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        attention_kernel(rung.kernel),
+        attention_kernel(variant.kernel),
     ):
-        next_batch = batches(rung, raw.config, rows * rung.factor, device, Path(folder))
+        next_batch = batches(variant, raw.config, rows * variant.factor, device, Path(folder))
         x, y = next_batch()
-        if rung.compile != "off":
-            mode = None if rung.compile == "default" else rung.compile
-            model, note = compile_model(model, "on", device, x, y, rung.dtype, mode)
+        if variant.compile != "off":
+            mode = None if variant.compile == "default" else variant.compile
+            model, note = compile_model(model, "on", device, x, y, variant.dtype, mode)
 
         def step() -> None:
             x, y = next_batch()
-            with autocast(device, rung.dtype):
+            with autocast(device, variant.dtype):
                 _, loss = model(x, y)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
@@ -212,7 +216,7 @@ def measure(rung: Rung, shape: dict, rows: int, steps: int, device: torch.device
                 losses.append(loss.item())
 
         seconds = median_seconds(step, device, repeats=steps, warmup=2)
-    row = row_of(rung.name, seconds, x.numel(), losses[0], raw, device)
+    row = row_of(variant.name, seconds, x.numel(), losses[0], raw, device)
     return {**row, "note": note if note.startswith("not") else ""}
 
 
@@ -225,11 +229,13 @@ def padded(gpt: GPT, vocab_multiple: int) -> GPT:
     return wider
 
 
-def measure_or_note(rung: Rung, shape: dict, rows: int, steps: int, device) -> dict | str:
+def measure_or_note(
+    variant: Variant, shape: GPTConfig, rows: int, steps: int, device
+) -> dict | str:
     """`measure`, or one line why this device cannot: memory, or no such kernel for these sizes."""
     try:
-        return measure(rung, shape, rows, steps, device)
+        return measure(variant, shape, rows, steps, device)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            return f"{rung.name}: out of memory"
-        return f"{rung.name}: {str(error).strip().splitlines()[0][:80]}"
+            return f"{variant.name}: out of memory"
+        return f"{variant.name}: {str(error).strip().splitlines()[0][:80]}"
