@@ -105,7 +105,7 @@ def check_resumable(config: TrainConfig, state: dict, tokenizer: Tokenizer) -> N
 def model_to_start_from(
     config: TrainConfig, meta: dict, tokenizer: Tokenizer, is_main: bool
 ) -> GPT:
-    """The model of --init-from. What its weights fix is written into the settings.
+    """The model of --init-from. Its kind, and what its weights fix, is written into the settings.
 
     Raises UserError for a shape that was asked for and is another, and for another tokenizer.
     """
@@ -120,8 +120,8 @@ def model_to_start_from(
             f"--init-from {config.init_from} knows {known}, the data in {config.data} "
             f"{meta['vocab_size']}: another tokenizer"
         )
-    for name in SHAPE:
-        value = getattr(model.config, name)
+    kind = next(name for name, kind in MODELS.items() if kind is type(model))
+    for name, value in {"model": kind, **{n: getattr(model.config, n) for n in SHAPE}}.items():
         if name in config.asked_for and getattr(config, name) != value:
             raise UserError(f"{flag(name)}: {config.init_from} has {value}")
         setattr(config, name, value)
