@@ -80,7 +80,7 @@ def parse_config(
         if changed:
             words = (f"{flag(n)} {asked[n]!r} (was {saved[n]!r})" for n in changed)
             say(f"changed since the run was saved: {', '.join(words)}")
-    elif preset is None:
+    elif preset is None and not config.eval_only:
         say(
             "no preset named: settings without a flag are GPT-2's (124M), see --help; "
             f"the run is in {config.out}"
@@ -133,7 +133,9 @@ def saved_settings(out: Path) -> dict:
                 raise UserError(f"{path}: this version cannot use {flag(name)} {value!r}")
         saved |= {name: found_path(saved[name], kept=True) for name in PATHS if name in saved}
         return {n: v for n, v in {**PLAIN, **saved}.items() if n not in ("out", *OF_A_START)}
-    raise UserError(str(damaged or f"{out}: no run to resume here (no config.json)"))
+    raise UserError(
+        str(damaged or f"{out}: no run to resume here (no config.json); --out names it")
+    )
 
 
 def modern(saved: dict) -> dict:

@@ -19,6 +19,7 @@ from nanogpt_lib.config import OPTIONS, PRESETS, TrainConfig, as_dict, flag, mic
 from nanogpt_lib.huggingface import save_huggingface
 from nanogpt_lib.load import load_model
 from nanogpt_lib.loader import TokenLoader
+from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.recipes.text import write_splits
 from nanogpt_lib.shards import TokenStream
 from nanogpt_lib.support.checkpoint_files import checkpoints
@@ -26,7 +27,7 @@ from nanogpt_lib.support.datasets import read_meta
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.files import file_sha256, read_sealed, seal, write_json
 from nanogpt_lib.support.processes import World
-from nanogpt_lib.tokenizer import CharTokenizer
+from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
 
 # --- defaults, presets, help --------------------------------------------------------------------
 
@@ -520,6 +521,23 @@ def test_eval_only_prints_the_loss_of_a_run_or_a_model_and_writes_nothing(
         found = re.search(r"validation loss (\d+\.\d+)\n", capsys.readouterr().out)
         assert float(found[1]) == pytest.approx(last, abs=1e-4)
     assert files_of(tiny_run) == before and not list(tmp_path.iterdir())
+
+
+def test_eval_only_scores_hellaswag_if_asked(tmp_path, capsys):
+    tokenizer = GPT2Tokenizer()
+    ids = np.array(tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 60))
+    about = {"name": "fox", "source": "test", "vocab_size": 50257}
+    write_splits(
+        tmp_path / "data", {**about, "tokenizer": tokenizer.describe()}, ids[:400], ids[400:]
+    )
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=64, n_layer=1, n_head=1, n_embd=8))
+    save_huggingface(tmp_path / "hf", vars(model.config), model.state_dict(), tokenizer)
+    line = ["--eval-only", "--init-from", str(tmp_path / "hf"), "--data", str(tmp_path / "data")]
+    line += ["--hellaswag-every", "1", "--hellaswag-data", "data/hellaswag_own.jsonl"]
+    assert train.main([*line, "--device", "cpu", "--dtype", "float32"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"validation loss 10\.\d+\n", said) and "not a HellaSwag score" in said
 
 
 def test_eval_only_of_a_run_without_a_checkpoint_is_refused(tiny_run, tmp_path):
