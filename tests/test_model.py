@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nanogpt_lib.context import Context
 from nanogpt_lib.huggingface import save_huggingface
 from nanogpt_lib.model import (
     GPT,
@@ -135,6 +136,22 @@ def test_a_later_token_changes_no_earlier_logit(attention):
         moved = (model(TOKENS)[0] - model(changed)[0]).abs().amax(dim=(0, 2))
     assert moved[:9].max() < 1e-6
     assert moved[9:].min() > 1e-3
+
+
+@pytest.mark.parametrize("attention", ["manual", "sdpa"])
+def test_a_context_keeps_two_texts_in_one_row_apart(attention):
+    """Positions and a table of who sees whom, another for each row of the batch."""
+    model, lengths = odd_model(attention=attention), (5, 9)
+    position = torch.stack([torch.cat([torch.arange(n), torch.arange(14 - n)]) for n in lengths])
+    text = torch.stack([torch.arange(14) >= n for n in lengths])  # (B, T): the first or the second
+    visible = (text[:, :, None] == text[:, None, :]).tril()[:, None]  # (B, 1, T, T)
+    with torch.no_grad():
+        together, _ = model(TOKENS[:, :14], context=Context(position, visible))
+        for row, n in enumerate(lengths):
+            alone = [model(part[None])[0][0] for part in TOKENS[row, :14].split([n, 14 - n])]
+            torch.testing.assert_close(together[row], torch.cat(alone), atol=1e-5, rtol=0)
+        in_line, _ = model(TOKENS[:, :14])
+    assert (together - in_line).abs().max() > 0.1
 
 
 def test_padding_ids_get_no_probability_and_no_gradient():
