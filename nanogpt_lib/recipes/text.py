@@ -1,6 +1,7 @@
 """One text into a dataset: the first nine tenths for training, the rest for validation."""
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +41,12 @@ def text_recipe(name: str, docstring: str, source: str, collect: Callable[[], st
         return verify(out)
     make_folder(out)
     refuse_other_dataset(out, name, args.tokenizer)
-    text = collect()
+    try:
+        text = collect()
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty: what is there stays
+            out.rmdir()
+        raise
     tokenizer = CharTokenizer(text) if args.tokenizer == "char" else GPT2Tokenizer()
     cut = int(0.9 * len(text))
     train, val = (np.array(tokenizer.encode(part)) for part in (text[:cut], text[cut:]))
