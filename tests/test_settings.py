@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from conftest import ROOT, TINY, log_of
 from nanogpt_lib import arguments, run, train
 from nanogpt_lib.arguments import PLAIN, build_parser, parse_config
-from nanogpt_lib.checkpoint import newest_checkpoint
+from nanogpt_lib.checkpoint import load_checkpoint, newest_checkpoint
 from nanogpt_lib.choices import OPTIMIZERS, SHAPE
 from nanogpt_lib.config import OPTIONS, PRESETS, TrainConfig, as_dict, flag, micro_batch
 from nanogpt_lib.huggingface import save_huggingface
@@ -264,7 +264,11 @@ def test_settings_of_another_version_are_refused_in_one_line(tmp_path, saved, me
 
 
 def make_old(out):
-    """Turn a run with Muon into one of the version before --optimizer: settings and state."""
+    """Turn a run with Muon into one of the version before --optimizer: settings and state.
+
+    There Muon was a kind of AdamW: it numbered the blocks' matrices, then the others, then the
+    vectors, and counted steps for each.
+    """
 
     def older(settings):
         new = ("optimizer", "schedule", "model")
@@ -273,12 +277,16 @@ def make_old(out):
 
     write_json(out / "config.json", seal(older(read_sealed(out / "config.json"))))
     for folder in checkpoints(out):
-        path = folder / "optimizer.safetensors"
-        tensors = load_file(path)
-        for name in [n for n in tensors if n.endswith(".momentum")]:
-            tensors[name.replace("momentum", "step")] = torch.tensor(6.0)
-        save_file(tensors, path)
-        state = read_sealed(folder / "state.json")
+        sizes = {n: p.dim() for n, p in load_checkpoint(folder)[0].named_parameters()}
+        ranked = sorted(sizes, key=lambda n: (sizes[n] < 2, ".h." not in n))
+        path, old = folder / "optimizer.safetensors", {}
+        for name, tensor in load_file(path).items():
+            parameter, _, key = name.rpartition(".")
+            old[f"{ranked.index(parameter)}.{key}"] = tensor
+            if key == "momentum":
+                old[f"{ranked.index(parameter)}.step"] = torch.tensor(6.0)
+        save_file(old, path)
+        state = {**read_sealed(folder / "state.json"), "format": 1}
         state["train_config"] = older(state["train_config"])
         state["files"][path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         write_json(folder / "state.json", seal(state))
