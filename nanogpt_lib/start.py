@@ -71,12 +71,11 @@ def shares_of_model(
         nonlocal whole
         if world.is_main:
             whole = first_model(config, meta, tokenizer, True)
-        return {name: getattr(config, name) for name in SHAPE}
+        return {name: getattr(config, name) for name in ("model", *SHAPE)}
 
-    if not folder:
-        shape = on_every_rank(make, world)[0]  # --init-from may have brought its own
-        for name in SHAPE:
-            setattr(config, name, shape[name])
+    if not folder:  # --init-from may have brought its own shape
+        for name, value in on_every_rank(make, world)[0].items():
+            setattr(config, name, value)
     build = MODELS[config.model]
     model = sharded_model(lambda: build(model_config(config, meta["vocab_size"])), world, device)
     if folder:
