@@ -1,7 +1,7 @@
 """Make the dataset fineweb: FineWeb-Edu's 10-billion-token sample, as in the lecture.
 
     python data/fineweb.py                                    sample-10BT  → data/fineweb
-    python data/fineweb.py --pretokenized                     the same tokens, ready-made: 20 GB
+    python data/fineweb.py --pretokenized                     the same, published as tokens: 20 GB
     python data/fineweb.py --pretokenized --files 10          1 billion of them
     python data/fineweb.py --sample 100BT --out DIR           10BT, 100BT, 350BT or full
     python data/fineweb.py --dataset fineweb --out DIR        FineWeb, unfiltered for education
@@ -10,12 +10,13 @@
     python data/fineweb.py --verify                           is data/fineweb still undamaged?
 
 sample-10BT: 14 files, 28.5 GB, 9,672,101 documents. One file at a time is downloaded (2.2 GB),
-tokenized and removed, so about 23 GB of disk are enough. Kill it whenever you like: the same
-command goes on. If NANOGPT_MIRROR is a folder with fineweb-edu/sample/10BT (or, for practice,
-fineweb_edu_standin/sample/10BT), the files are taken from there; meta.json and the run say so.
+tokenized and removed, so about 23 GB of disk space is enough. It can be killed at any time: the
+same command continues. If NANOGPT_MIRROR is a folder with fineweb-edu/sample/10BT (or, for
+practice, fineweb_edu_standin/sample/10BT), the files are read from there, as meta.json and the run
+report.
 
 The revisions are pinned: 87f0914 of fineweb-edu and 9bb295d (tag v1.4.0) of fineweb, as many
-public projects pin them; --revision takes another tag, branch or commit.
+public projects pin them; --revision selects another tag, branch or commit.
 """
 
 if __name__ == "__main__" and not __package__:  # run by path: import from the repository
@@ -32,12 +33,14 @@ from nanogpt_lib.support.cli import run_recipe
 
 
 def main() -> None:
-    """Make the shards, take published ones, or check them."""
+    """Make the shards, download published ones, or check them."""
     parser = fineweb_parser("fineweb.py", __doc__)
-    parser.add_argument("--pretokenized", action="store_true", help="take published GPT-2 tokens")
+    what = "download published GPT-2 tokens"
+    parser.add_argument("--pretokenized", action="store_true", help=what)
     args = parse(parser)
     if args.pretokenized and (args.local or (args.dataset, args.sample) not in PRETOKENIZED):
-        parser.error(f"--pretokenized is for the hub's {', '.join(map('-'.join, PRETOKENIZED))}")
+        published = ", ".join(map("-".join, PRETOKENIZED))
+        parser.error(f"--pretokenized is available only from the hub, for {published}")
     if args.verify:
         verify(args.out)
     elif args.pretokenized:

@@ -3,11 +3,11 @@
     python data/fineweb_datatrove.py --local DIR --out OUT --workers 8
     python data/fineweb_datatrove.py --sample 100BT --out OUT --slurm PARTITION --workers 50
 
-It needs `pip install datatrove`; with Slurm, an --out that all machines see. First a task per
-parquet file writes that file's tokens, eot before each document, to OUT/parts. Then one task cuts
-the parts, in the order of the files, into shards. A document's tokens depend on nothing but its
-text, so the row of tokens is that of one machine, and so is every byte of every shard. Both steps
-go on after a kill. OUT needs twice the space of the shards while the parts are there.
+It needs `pip install datatrove` and, with Slurm, an --out that all machines share. First, one task
+per parquet file writes that file's tokens, with eot before each document, to OUT/parts. Then one
+task cuts the parts, in file order, into shards. A document's tokens depend only on its text, so
+every shard is byte-identical to one made on a single machine. Both steps can be resumed after a
+kill. OUT needs twice the space of the shards while the parts exist.
 """
 
 if __name__ == "__main__" and not __package__:  # run by path: import from the repository
@@ -33,7 +33,7 @@ def main() -> None:
     """Build the two steps and run them here, or submit them."""
     parser = fineweb_parser("fineweb_datatrove.py", __doc__)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="tasks at a time")
-    parser.add_argument("--slurm", metavar="PARTITION", help="submit with sbatch, do not run here")
+    parser.add_argument("--slurm", metavar="PARTITION", help="submit to Slurm instead")
     parser.add_argument("--time", default="24:00:00", help="Slurm's limit per task (24:00:00)")
     args = parse(parser)
     if args.verify:

@@ -5,11 +5,11 @@
     python data/hellaswag.py --verify   is data/hellaswag/val.jsonl still undamaged?
 
 Without a connection it falls back to our own items and says so. They are easy and few: they show
-that the code runs, and a score on them is no HellaSwag score. The programs tell by the field
-source_id ("own~…"); data/hellaswag/source.json says where the items came from.
+that the code runs, but a score on them is not a HellaSwag score. Programs recognise them by the
+field source_id ("own~…"); data/hellaswag/source.json says where the items came from.
 
-NANOGPT_MIRROR (a folder or URL) is asked first, for hellaswag/hellaswag_val.jsonl; a mirror that is
-a folder may hold hellaswag_val.jsonl.gz, a text version with the evaluation harness's clean-up.
+NANOGPT_MIRROR (a folder or URL) is tried first, for hellaswag/hellaswag_val.jsonl; a folder may
+instead hold hellaswag_val.jsonl.gz, a version with the evaluation harness's text clean-up applied.
 """
 
 if __name__ == "__main__" and not __package__:  # run by path: import from the repository
@@ -43,7 +43,7 @@ OWN = DATA / "hellaswag_own.jsonl"
 
 
 def published_items() -> tuple[bytes, str]:
-    """The validation set and where it came from; raises UserError if it cannot be had."""
+    """The validation set and where it came from; raises UserError if it is unavailable."""
     packed = from_mirror("hellaswag/hellaswag_val.jsonl.gz")
     if isinstance(packed, Path):
         try:
@@ -57,7 +57,7 @@ def published_items() -> tuple[bytes, str]:
 
 
 def write_items(out: Path, items: bytes, source: str) -> None:
-    """Write val.jsonl and, beside it, what it is."""
+    """Write val.jsonl, and source.json that describes it."""
     write_atomically(out / "val.jsonl", items)
     count = items.count(b"\n")
     digest = hashlib.sha256(items).hexdigest()
@@ -65,25 +65,25 @@ def write_items(out: Path, items: bytes, source: str) -> None:
     print(f"{count:,} items in {out / 'val.jsonl'}: {source}")
 
 
-def what_is_there(out: Path) -> tuple[str | None, str | None]:
-    """The SHA-256 of val.jsonl and the source that source.json notes for it.
+def existing_items(out: Path) -> tuple[str | None, str | None]:
+    """The SHA-256 of val.jsonl and the source that source.json records for it.
 
-    None and None where one is missing; the source is None if the file is not the one it notes.
+    Both are None if either file is missing; the source is None if it describes another val.jsonl.
     """
     note, items = out / "source.json", out / "val.jsonl"
     if not (note.exists() and items.exists()):
         return None, None
     digest = hashlib.sha256(items.read_bytes()).hexdigest()
     try:
-        noted = json.loads(note.read_text(encoding="utf-8"))
-        return digest, noted["source"] if noted["sha256"] == digest else None
+        recorded = json.loads(note.read_text(encoding="utf-8"))
+        return digest, recorded["source"] if recorded["sha256"] == digest else None
     except (ValueError, KeyError, TypeError):
         return digest, None
 
 
 def verify(out: Path) -> None:
-    """Compare val.jsonl with the sum noted beside it; raises UserError if it differs."""
-    digest, source = what_is_there(out)
+    """Compare val.jsonl with the SHA-256 in source.json; raises UserError if they differ."""
+    digest, source = existing_items(out)
     if digest is None:
         raise UserError(
             f"{out}: no val.jsonl with a source.json; make it with python data/hellaswag.py"
@@ -100,12 +100,12 @@ def main() -> None:
     parser.add_argument("--own", action="store_true", help="items of our own, no download")
     default = "(default: data/hellaswag of this repository)"
     parser.add_argument("--out", type=Path, default=DATA / "hellaswag", help=f"folder {default}")
-    parser.add_argument("--verify", action="store_true", help="compare OUT with its recorded sum")
+    parser.add_argument("--verify", action="store_true", help="check val.jsonl in OUT")
     args = parser.parse_args()
     if args.verify:
         return verify(args.out)
     make_folder(args.out)
-    digest, source = what_is_there(args.out)
+    digest, source = existing_items(args.out)
     if source and (digest in TITLES or args.own):
         print(f"{args.out / 'val.jsonl'}: already there: {source}")
         return None
@@ -118,7 +118,7 @@ def main() -> None:
             return write_items(args.out, items, TITLES[digest])
         except UserError as error:
             print(f"hellaswag.py: {error}", file=sys.stderr)
-            print("HellaSwag cannot be had here; taking our own items, which are NOT HellaSwag")
+            print("HellaSwag is unavailable; using our own items, which are NOT HellaSwag")
     return write_items(args.out, OWN.read_bytes(), "items of our own, NOT HellaSwag")
 
 

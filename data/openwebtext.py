@@ -4,15 +4,15 @@
     python data/openwebtext.py --local DIR     parquet files you already have [--column NAME]
     python data/openwebtext.py --verify        is data/openwebtext still undamaged?
 
-80 parquet files of about 0.3 GB, 8,013,769 documents, about 9 billion GPT-2 tokens, 18 GB. A file
-at a time is downloaded, tokenized and removed; killed, the same command goes on.
+80 parquet files of about 0.3 GB, 8,013,769 documents, about 9 billion GPT-2 tokens, 18 GB. One file
+at a time is downloaded, tokenized and removed. After a kill the same command continues.
 
-Validation is the 4,007 documents that nanoGPT's split draws (0.05 %, seed 2357), so both should
-count 9,035,582,198 training and 4,434,897 validation tokens, the figures in nanoGPT's prepare.py;
-the last line says whether they do. Two things differ: the eot stands before a document instead of
-after it, and documents stay in the order of the files instead of the generator's.
+Validation is the 4,007 documents that nanoGPT's split draws (0.05 %, seed 2357), so the counts
+should be those in nanoGPT's prepare.py: 9,035,582,198 training and 4,434,897 validation tokens. The
+last line says whether they are. Two things differ: eot comes before each document instead of after
+it, and documents keep the order of the files instead of being shuffled.
 
-The revision is pinned (b4325f0, as public projects pin it); --revision takes another.
+The revision is pinned (b4325f0, as public projects pin it); --revision selects another.
 """
 
 if __name__ == "__main__" and not __package__:  # run by path: import from the repository
@@ -46,7 +46,7 @@ NANOGPT = {"train": 9_035_582_198, "val": 4_434_897}  # tokens, from its data/op
 
 
 def choose_source(args: Namespace) -> tuple[str, Source]:
-    """The name of the dataset and its files: a given folder, the mirror, or the hub."""
+    """The dataset's name and files: from --local, the mirror, or the hub."""
     if args.local:
         given = args.local.resolve().name
         return given, local_source(args.local, f"parquet files of {given}", args.files, args.column)
@@ -60,10 +60,10 @@ def choose_source(args: Namespace) -> tuple[str, Source]:
 
 
 def held_out(source: Source) -> set[int]:
-    """The rows, counted over all files, of the documents for validation: nanoGPT's draw.
+    """Rows of the validation documents, numbered over all files, drawn as nanoGPT does.
 
-    0.05 % of them, of less than 4 GB more, at most one in ten; at least one. It draws with
-    datasets' train_test_split: the first of a seeded permutation of all rows.
+    0.05 % of the rows and at least one; with less than 4 GB a larger share, up to one in ten.
+    nanoGPT uses train_test_split of datasets: the first rows of a seeded permutation.
     """
     rows = DOCUMENTS
     if not source.remote:

@@ -1,4 +1,4 @@
-"""Make the dataset pydocs: the English that ships inside every Python, so nothing is downloaded.
+"""Make the dataset pydocs: the documentation that ships with Python, so nothing is downloaded.
 
     python data/pydocs.py                     characters  → data/pydocs
     python data/pydocs.py --tokenizer gpt2    GPT-2 BPE   → data/pydocs_gpt2
@@ -24,7 +24,7 @@ from nanogpt_lib.recipes.text import text_recipe
 from nanogpt_lib.support.cli import run_recipe
 from nanogpt_lib.support.errors import UserError
 
-LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__", "dist-packages"}
+SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__", "dist-packages"}
 
 
 def topics() -> list[str]:
@@ -39,12 +39,12 @@ def docstrings() -> list[str]:
     root = Path(sysconfig.get_paths()["stdlib"])
     found = []
     for path in sorted(root.rglob("*.py")):
-        if LEFT_OUT & set(path.relative_to(root).parts):
+        if SKIPPED & set(path.relative_to(root).parts):
             continue
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError, ValueError):
-            continue  # a file that is wrong on purpose
+            continue  # deliberately invalid files
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node)
@@ -54,7 +54,7 @@ def docstrings() -> list[str]:
 
 
 def collect() -> str:
-    """All texts once, shuffled with a fixed seed, ASCII only, separated by blank lines."""
+    """All distinct texts, shuffled with a fixed seed, ASCII only, separated by blank lines."""
     texts = list(dict.fromkeys(text.strip() for text in topics() + docstrings()))
     random.Random(1337).shuffle(texts)
     text = "\n\n\n".join(texts)

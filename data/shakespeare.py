@@ -4,7 +4,7 @@
     python data/shakespeare.py --tokenizer gpt2    GPT-2 BPE   → data/shakespeare_gpt2
     python data/shakespeare.py --verify            is data/shakespeare still undamaged?
 
-NANOGPT_MIRROR (a folder or URL) is asked for shakespeare/input.txt before the internet.
+NANOGPT_MIRROR (a folder or URL) is tried first, for shakespeare/input.txt.
 """
 
 if __name__ == "__main__" and not __package__:  # run by path: import from the repository

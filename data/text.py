@@ -6,12 +6,13 @@
     python data/text.py posts.jsonl --column body       a field of .jsonl, a column of .parquet
     python data/text.py --verify --out data/my          is it still undamaged?
 
-A .txt or .md file is a document; a line of .jsonl or a row of .parquet is one, too (its field or
-column text, or the only one that holds strings). Text is UTF-8, in any language. Folders are read
-with everything below them; hidden files and other kinds are skipped. Between documents comes a
-blank line, for GPT-2's tokens <|endoftext|>; the last tenth of the text is for validation.
+A .txt or .md file is one document; so is each line of .jsonl and each row of .parquet (its field or
+column `text`, or the only one with strings). Text must be UTF-8, in any language. Folders are read
+recursively; hidden files and other types are skipped. Documents are separated by a blank line or,
+with GPT-2's tokenizer, by <|endoftext|>; the last tenth of the text is for validation.
 
-Killed, the same command goes on. The last line it prints trains on the dataset.
+After a kill the same command continues. The last line printed is a command that trains on the
+dataset.
 """
 
 if __name__ == "__main__" and not __package__:  # run by path: import from the repository
@@ -34,7 +35,7 @@ from nanogpt_lib.support.places import ROOT
 
 
 def shown(path: Path) -> str:
-    """A path for a command line: relative where it lies below the working directory."""
+    """A path, quoted for a command line: relative if it is inside the working directory."""
     path = path.resolve()
     below = path.is_relative_to(Path.cwd())
     return shlex.quote(os.path.relpath(path) if below else str(path))
@@ -45,7 +46,7 @@ def main() -> None:
     parser = text_parser("text.py", __doc__)
     what = dict(nargs="*", default=(), type=Path, metavar="FILE|FOLDER")
     parser.add_argument("text", help="what to read", **what)
-    parser.add_argument("--column", help="field or column of text (default: text, or the only one)")
+    parser.add_argument("--column", help="text field or column (default: text, or the only one)")
     parser.add_argument("--shard-tokens", type=int, default=SHARD_TOKENS, help="tokens per shard")
     args = parser.parse_args()
     if not args.text and not (args.verify and args.out):

@@ -1,4 +1,4 @@
-"""Write a model of ours as a Hugging Face folder, which transformers and its like load.
+"""Write one of our models as a Hugging Face folder, which transformers can load.
 
 from nanogpt_lib import load_model, save_huggingface
 
@@ -21,21 +21,21 @@ from nanogpt_lib.support.tokenizer_files import tokenizer_files
 def save_huggingface(
     folder: str | Path, config: dict, state: dict[str, Tensor], tokenizer=None
 ) -> None:
-    """Write a folder that `transformers`, and all that builds on it, loads; the logits are equal.
+    """Write a folder that `transformers` loads, with the same logits.
 
     `config` holds the fields of GPTConfig, `state` a state dict of model.GPT. With a GPT2Tokenizer
-    or a CharTokenizer the tokenizer's files go along. Raises UserError if it is not the model's, or
-    if `folder` holds a run.
+    or a CharTokenizer, its files are written too. Raises UserError if the tokenizer does not fit
+    the model, or if `folder` holds a run.
     """
     folder = Path(folder)
     if (folder / "checkpoints").exists():
         raise UserError(
-            f"{folder}: a run lives here and needs its config.json; take another folder"
+            f"{folder}: holds a run, whose config.json is needed; choose another folder"
         )
     about, texts = huggingface_config(config), {}
     if tokenizer is not None:
         if tokenizer.vocab_size != config["vocab_size"]:
-            sizes = f"{tokenizer.vocab_size} tokens, the model {config['vocab_size']}"
+            sizes = f"{tokenizer.vocab_size} tokens; the model has {config['vocab_size']}"
             raise UserError(f"the tokenizer has {sizes}")
         about |= {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
         texts |= tokenizer_files(tokenizer, config["block_size"])

@@ -1,12 +1,12 @@
-"""A model from somewhere: one reader for runs, checkpoints, folders, hub names and files of others.
+"""Load a model from anywhere: our runs and checkpoints, Hugging Face, nanoGPT, build-nanogpt.
 
     from nanogpt_lib import load_model
 
-    model, tokenizer = load_model("runs/quickstart")   # a run: its newest whole checkpoint
-    model, tokenizer = load_model("gpt2-medium")       # the hub (./gpt2-medium: a folder)
+    model, tokenizer = load_model("runs/quickstart")   # a run: its newest complete checkpoint
+    model, tokenizer = load_model("gpt2-medium")       # from the hub (./gpt2-medium: a folder)
     model, tokenizer = load_model("out/ckpt.pt")       # nanoGPT's or build-nanogpt's weights
 
-What a source is, its contents decide; one line on stderr says what it was taken for.
+The kind of source is detected from its contents and reported in one line on stderr.
 """
 
 import re
@@ -25,7 +25,7 @@ from nanogpt_lib.support.checkpoint_files import TensorFiles
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.foreign_checkpoints import newest_file, read_foreign
 from nanogpt_lib.support.huggingface import WEIGHTS, checked_shape
-from nanogpt_lib.support.tokenizer_files import alphabet_beside, by_rows, read_tokenizer
+from nanogpt_lib.support.tokenizer_files import by_rows, read_alphabet, read_tokenizer
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 
 RECORDED = Path(__file__).resolve().parents[1] / "notebooks" / "recorded" / "model"
@@ -35,35 +35,35 @@ Tokenizer = GPT2Tokenizer | CharTokenizer
 
 @dataclass
 class Found:
-    """What a source holds."""
+    """What was read from a source."""
 
     config: dict  # fields of a GPTConfig
     state: dict[str, Tensor]  # with the names and shapes of the model's own state dict
-    tokenizer: dict | None  # its description, None if nothing tells it
-    about: str  # for the user
+    tokenizer: dict | None  # its description, None if unknown
+    about: str  # shown to the user
     model: type[GPT] = GPT
 
 
 def say_on_stderr(line: str) -> None:
-    """Print a line where it does not mix with what a program makes."""
+    """Print a line to stderr, so that it does not mix with a program's output."""
     print(line, file=sys.stderr, flush=True)
 
 
 def load_model(
     source: str | Path, *, say: Callable[[str], None] = say_on_stderr, **changes
 ) -> tuple[GPT, Tokenizer | None]:
-    """The model and the tokenizer of a run, a checkpoint, a folder, a hub name or a file.
+    """Load the model and tokenizer of a run, a checkpoint, a folder, a hub name or a file.
 
     `changes` override block_size (the context is cropped), dropout, attention and vocab_multiple
-    (padding). The tokenizer is None where nothing tells it. The weights are float32. `say` is told
-    in one line what the source was taken for. Raises UserError in one line if there is no model, or
-    if its tokenizer's files are another's than GPT-2's.
+    (padding). The tokenizer is None if unknown. Weights are float32. `say` gets one line that says
+    how the source was interpreted. Raises UserError if there is no model, or if the tokenizer files
+    are neither GPT-2's nor a CharTokenizer's.
     """
     found = read_model(source, say)
     config, tokenizer = dict(found.config), None
     if found.tokenizer is not None:
         tokenizer = tokenizer_from(found.tokenizer)
-        config["vocab_size"] = tokenizer.vocab_size  # more rows are padding
+        config["vocab_size"] = tokenizer.vocab_size  # further rows are padding
     try:
         if changes.get("block_size", config["block_size"]) != config["block_size"]:
             crop_block_size(config, found.state, changes["block_size"])
@@ -71,7 +71,7 @@ def load_model(
         load_weights(model, found.state, config["vocab_size"])
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    except (TypeError, ValueError, KeyError, AssertionError) as error:  # a setting we do not have
+    except (TypeError, ValueError, KeyError, AssertionError) as error:  # an unknown setting
         raise UserError(f"{source}: cannot be built here ({error!r})") from error
     say(f"{source}: {found.about}")
     return model, tokenizer
@@ -80,16 +80,16 @@ def load_model(
 def recorded_model() -> tuple[GPT, CharTokenizer]:
     """The small trained model that comes with the course, and its tokenizer."""
     if not (RECORDED / "state.json").exists():
-        raise UserError(f"{RECORDED}: missing; the repository has it (git checkout notebooks)")
+        raise UserError(f"{RECORDED}: missing; restore it with git checkout notebooks")
     return load_model(RECORDED, say=lambda line: None)
 
 
 def read_model(source: str | Path, say: Callable[[str], None]) -> Found:
-    """Tell what a source is and read it."""
+    """Detect what a source is and read it."""
     path = Path(source)
     if isinstance(source, str) and source in GPT2_SIZES:
         if path.exists():
-            say(f"{source}: OpenAI's model is meant, not the folder here, which is ./{source}")
+            say(f"{source}: means OpenAI's model; for the folder here, write ./{source}")
         return read_huggingface(source)
     if path.is_file():
         return read_file(path)
@@ -101,12 +101,12 @@ def read_model(source: str | Path, say: Callable[[str], None]) -> Found:
         return read_huggingface(str(source))
     except UserError as error:
         raise UserError(
-            f"no folder or file {source} here; and as a name on the hub: {error}"
+            f"no folder or file {source} here; as a name on the hub: {error}"
         ) from error
 
 
 def read_folder(folder: Path) -> Found:
-    """A run or checkpoint of ours, a Hugging Face folder, or a folder of nanoGPT's."""
+    """Read our run or checkpoint, a Hugging Face folder, or one of nanoGPT or build-nanogpt."""
     if (folder / "state.json").exists() or (folder / "checkpoints").is_dir():
         return read_ours(folder)
     if any((folder / name).exists() for name in WEIGHTS):
@@ -117,14 +117,14 @@ def read_folder(folder: Path) -> Found:
 
 
 def read_file(path: Path) -> Found:
-    """A file of others, or the folder that a file of weights belongs to."""
+    """Read a file of nanoGPT or build-nanogpt, or the folder that a weights file belongs to."""
     if path.name in (*WEIGHTS, "state.json", "config.json"):
         return read_folder(path.parent)
     return read_others(path)
 
 
 def read_ours(source: Path) -> Found:
-    """The newest whole checkpoint of a run, or the one checkpoint that `source` is."""
+    """Read the newest complete checkpoint of a run, or `source` itself if it is a checkpoint."""
     folder, saved = newest_checkpoint(source)
     try:
         config = checked_shape(dict(saved["model_config"]), f"{folder}/state.json")
@@ -134,10 +134,10 @@ def read_ours(source: Path) -> Found:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}/state.json: damaged ({error})") from error
     if kind not in MODELS:
-        raise UserError(f"{folder}: a model {kind!r}, this library has {', '.join(MODELS)}")
+        raise UserError(f"{folder}: model {kind!r}; this library has {', '.join(MODELS)}")
     tensors = TensorFiles(folder, "model", saved).everything()
     state = {name: t.float() for name, t in tensors.items()}
-    if "transformer.wte.weight" in state:  # saved once for both
+    if "transformer.wte.weight" in state:  # tied, so saved once
         state.setdefault("lm_head.weight", state["transformer.wte.weight"])
     if tokenizer.vocab_size != config["vocab_size"]:
         sizes = f"{tokenizer.vocab_size} tokens, the model {config['vocab_size']}"
@@ -147,19 +147,19 @@ def read_ours(source: Path) -> Found:
 
 
 def read_huggingface(source: str) -> Found:
-    """A Hugging Face checkpoint: a folder, a name on the hub or in NANOGPT_MIRROR."""
+    """Read a Hugging Face checkpoint: a folder, or a name on the hub or in NANOGPT_MIRROR."""
     config, state = load_pretrained(source)
     description, words = read_tokenizer(source, config["vocab_size"])
     return Found(config, state, description, f"Hugging Face checkpoint, {words}")
 
 
 def read_others(path: Path) -> Found:
-    """A checkpoint file of nanoGPT or build-nanogpt; characters are told by characters.json."""
+    """Read a checkpoint file of nanoGPT or build-nanogpt; characters come from characters.json."""
     config, state, origin = read_foreign(path)
     if (path.parent / "characters.json").exists():
-        description, words = alphabet_beside(path.parent, config["vocab_size"])
+        description, words = read_alphabet(path.parent, config["vocab_size"])
     else:
         description, words = by_rows(config["vocab_size"])
     if description is None:
-        words += ' (put its sorted characters into characters.json beside it, as one "string")'
+        words += ' (put its sorted characters as one "string" into characters.json next to it)'
     return Found(config, state, description, f"{path.name} of {origin}, {words}")

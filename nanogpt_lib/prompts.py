@@ -1,4 +1,4 @@
-"""Prompts: from what a user typed, or a file, to the tokens that a model continues."""
+"""Prompts: from the user's text or file to the tokens that a model continues."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ def read_prompt(prompt: str) -> str:
 
 
 def first_token(tokenizer: GPT2Tokenizer | CharTokenizer) -> int:
-    """Where a text without a prompt begins: <|endoftext|>, else a newline, else the first token."""
+    """The token to start from without a prompt: <|endoftext|>, else a newline, else id 0."""
     if tokenizer.eot is not None:
         return tokenizer.eot
     return tokenizer.ids.get("\n", 0)
@@ -31,11 +31,11 @@ def prompt_tokens(
     say: Callable[[str], None] = print,
     flag: str = "--prompt",
 ) -> list[int]:
-    """The 1 to block_size tokens to be continued; `say` hears what became of the prompt.
+    """Encode a prompt into 1 to block_size tokens; `say` is told if it was replaced or cropped.
 
-    Special tokens are taken by their names. An empty prompt becomes `first_token`; of one longer
-    than the context the last block_size tokens stay. Raises UserError, which names the `flag`, for
-    a character that the alphabet lacks.
+    Special tokens are recognised by name. An empty prompt becomes `first_token`; a long one is
+    cropped to its last block_size tokens. Raises UserError, which names the `flag`, for a character
+    outside the alphabet.
     """
     if not text:
         first = first_token(tokenizer)

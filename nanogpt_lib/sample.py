@@ -1,4 +1,4 @@
-"""Let a model continue a text.
+"""Generate text from a model.
 
 python nanogpt_lib/sample.py --checkpoint runs/quickstart --prompt "The "
 python nanogpt_lib/sample.py --checkpoint gpt2 --prompt "Hello, I'm a language model,"
@@ -34,26 +34,26 @@ from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
 
 
 def arguments(argv: list[str] | None) -> Namespace:
-    """The command line, checked."""
+    """Parse and check the command line."""
     parser = OneLineParser(prog="sample.py", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add(
         "--checkpoint",
         required=True,
-        help="a run, one checkpoint, a Hugging Face folder, a name on its hub (gpt2 … gpt2-xl), or "
+        help="a run, one checkpoint, a Hugging Face folder, a name on the hub (gpt2 … gpt2-xl), or "
         "a file or folder of nanoGPT or build-nanogpt (ckpt.pt, model_NNNNN.pt)",
     )
     add(
         "--prompt",
         default="",
-        help="text to continue, or FILE:path; special tokens such as <|endoftext|> by their names; "
-        "empty: sample from nothing",
+        help="text to continue, or FILE:path; special tokens such as <|endoftext|> are recognised; "
+        "empty: generate without a prompt",
     )
     add("--num-samples", type=int, default=4)
     add("--max-new-tokens", type=int, default=100)
-    add("--top-k", type=int, default=50, help="draw among the k likeliest (0: all)")
-    add("--top-p", type=float, default=1.0, help="draw among the likeliest, up to p")
-    add("--temperature", type=float, default=1.0, help="0: always the likeliest")
+    add("--top-k", type=int, default=50, help="sample from the k most likely tokens (0: all)")
+    add("--top-p", type=float, default=1.0, help="sample from the most likely tokens, up to mass p")
+    add("--temperature", type=float, default=1.0, help="0: always the most likely token")
     add("--seed", type=int, default=42)
     add("--device", default="auto", help="auto, cpu, cuda or mps")
     dtypes = "auto (the fastest here), float32, bfloat16 or float16"
@@ -62,7 +62,7 @@ def arguments(argv: list[str] | None) -> Namespace:
     if args.num_samples < 1 or args.max_new_tokens < 1:
         raise UserError("--num-samples and --max-new-tokens must be at least 1")
     if not args.temperature >= 0 or args.top_k < 0 or not 0 < args.top_p <= 1:
-        raise UserError("--temperature and --top-k must not be negative, --top-p in (0, 1]")
+        raise UserError("--temperature and --top-k must be at least 0, --top-p in (0, 1]")
     return args
 
 
@@ -72,7 +72,7 @@ def show(
     tokenizer: GPT2Tokenizer | CharTokenizer,
     prompt: str,
 ) -> None:
-    """Print the samples from the columns (samples, 1) of new tokens: the first while it grows."""
+    """Print the samples from columns (samples, 1) of new tokens: the first as it is generated."""
     rows: list[list[int]] = [[] for _ in range(samples)]
     utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may split a character
     print(f"--- sample 1\n{prompt}", end="", flush=True)
@@ -88,7 +88,7 @@ def show(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Generate the samples side by side."""
+    """Generate all samples in one batch."""
     args = arguments(argv)
     device = detect_device(args.device)
     dtype = choose_dtype(device, args.dtype)
@@ -96,8 +96,8 @@ def main(argv: list[str] | None = None) -> None:
     model, tokenizer = load_model(args.checkpoint)
     if tokenizer is None:
         raise UserError(
-            f"{args.checkpoint}: no tokenizer; put GPT-2's vocab.json and merges.txt beside the "
-            'weights, or characters.json, one "string" of its sorted characters'
+            f"{args.checkpoint}: no tokenizer; put GPT-2's vocab.json and merges.txt next to the "
+            'weights, or characters.json with its sorted characters as one "string"'
         )
     prompt = prompt_tokens(tokenizer, text, model.config.block_size, say_on_stderr)
     model.to(device).eval()
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         eot=tokenizer.eot,
         generator=torch.Generator(device).manual_seed(args.seed),
     )
-    nothing = not text and tokenizer.eot is not None  # <|endoftext|> itself is no text
+    nothing = not text and tokenizer.eot is not None  # do not print <|endoftext|> itself
     with fast_inference(model, device, dtype, rows=args.num_samples):
         show(columns, args.num_samples, tokenizer, "" if nothing else tokenizer.decode(prompt))
 

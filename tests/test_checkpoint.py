@@ -253,7 +253,7 @@ def test_the_best_is_kept_however_old(tmp_path):
 def test_older_ones_go_only_after_the_new_one_is_whole(tmp_path, monkeypatch):
     run_with(tmp_path, 1, 2, keep=2)
     monkeypatch.setattr(checkpoint, "write_json", lambda *a: (_ for _ in ()).throw(OSError(28, "")))
-    with pytest.raises(UserError, match="the older ones are whole"):
+    with pytest.raises(UserError, match="older checkpoints are intact"):
         run_with(tmp_path, 3, keep=1)
     assert names(tmp_path) == ["step_000001", "step_000002"]
 
@@ -281,7 +281,10 @@ def test_what_was_just_saved_stays_though_folders_of_later_steps_are_there(tmp_p
     run_with(tmp_path / "minimal", 2)
     run_with(tmp_path / "minimal", 1, keep=1)
     assert names(tmp_path / "minimal") == ["step_000001"]
-    assert "step_000002: from before the run went back" in capsys.readouterr().err
+    assert (
+        "step_000002: written before the run resumed from an older checkpoint"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_later_checkpoint_of_before_the_run_went_back_is_set_aside_and_never_resumed(tmp_path):
@@ -436,7 +439,7 @@ def test_tensors_cut_by_rows_into_any_number_of_files_are_read_whole_or_in_part(
         for stop in range(start + 1, 9):
             assert torch.equal(read.rows("a", start, stop), whole["a"][start:stop])
     (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match="no whole safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         TensorFiles(tmp_path, "model", {"files": files})
     with pytest.raises(UserError, match="names no file for the optimizer"):
         TensorFiles(tmp_path, "optimizer", {"files": files})

@@ -63,8 +63,8 @@ def test_they_are_mapped_and_read_without_conversion(tmp_path, write):
         (llmc(IDS)[:-2], "room for 4999 tokens, not 5000 as expected"),
         (llmc(IDS)[:-1], "room for 4999.5 tokens"),
         (llmc(IDS) + b"xx", "room for 5001 tokens"),
-        (llmc(IDS)[:700], "header cut short"),
-        (llmc(IDS, version=7), "of another version"),
+        (llmc(IDS)[:700], "header truncated"),
+        (llmc(IDS, version=7), "or another version"),
         (llmc(IDS, count=-1), "room for 5000 tokens, not -1"),
         (llmc(IDS[:0]), "not 0 as expected"),
         (llmc(IDS, magic=20240801), "does not begin with 20240520"),  # llm.c's Llama 3 shards
@@ -167,7 +167,7 @@ def test_verify_names_the_offset_of_an_id_beyond_the_vocabulary(tmp_path):
     odd = IDS.copy()
     odd[4321] = 60000
     (tmp_path / "edu_fineweb_train_000002.bin").write_bytes(llmc(odd))
-    with pytest.raises(UserError, match="train_000002.bin: token 60000 at offset 4321 is beyond"):
+    with pytest.raises(UserError, match="train_000002.bin: token 60000 at offset 4321 is outside"):
         verify_shards(tmp_path)
 
 

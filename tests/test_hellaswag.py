@@ -203,12 +203,12 @@ BAD_LINES = [
     ("[1, 2]", "not a JSON object"),
     ('"text"', "not a JSON object"),
     ("[" * 100_000, "recursion"),
-    (GOOD | {"endings": ["a", "b"]}, "endings is not a list of four texts"),
-    (GOOD | {"endings": ["a", "b", "c", "d", "e"]}, "endings is not a list of four texts"),
-    (GOOD | {"endings": "abcd"}, "endings is not a list of four texts"),
-    (GOOD | {"endings": dict.fromkeys("abcd", "x")}, "endings is not a list of four texts"),
-    (GOOD | {"endings": [1, 2, 3, 4]}, "endings is not a list of four texts"),
-    (GOOD | {"endings": None}, "endings is not a list of four texts"),
+    (GOOD | {"endings": ["a", "b"]}, "endings is not a list of four strings"),
+    (GOOD | {"endings": ["a", "b", "c", "d", "e"]}, "endings is not a list of four strings"),
+    (GOOD | {"endings": "abcd"}, "endings is not a list of four strings"),
+    (GOOD | {"endings": dict.fromkeys("abcd", "x")}, "endings is not a list of four strings"),
+    (GOOD | {"endings": [1, 2, 3, 4]}, "endings is not a list of four strings"),
+    (GOOD | {"endings": None}, "endings is not a list of four strings"),
     (GOOD | {"label": 4}, "label is 4, not 0, 1, 2 or 3"),
     (GOOD | {"label": -1}, "label is -1, not"),
     (GOOD | {"label": 2.7}, "label is 2.7, not"),
@@ -218,9 +218,9 @@ BAD_LINES = [
     (GOOD | {"label": ""}, "label is '', not"),  # the test split has no labels
     (GOOD | {"label": "²"}, "label is '²', not"),
     (GOOD | {"label": None}, "label is None, not"),
-    (GOOD | {"ctx": ""}, "ctx is not a text"),
-    (GOOD | {"ctx": ["A man"]}, "ctx is not a text"),
-    (without("ctx"), "ctx is not a text"),
+    (GOOD | {"ctx": ""}, "ctx is not a non-empty string"),
+    (GOOD | {"ctx": ["A man"]}, "ctx is not a non-empty string"),
+    (without("ctx"), "ctx is not a non-empty string"),
     (without("endings"), "endings is not a list"),
     (without("label"), "label is None"),
 ]
@@ -247,7 +247,7 @@ def test_files_that_hold_nothing_are_said(tmp_path):
     with pytest.raises(UserError, match="no such file; make it with python data/hellaswag.py"):
         read_items(tmp_path / "nowhere.jsonl", GPT2Tokenizer())
     (tmp_path / "blank.jsonl").write_text("\n \n")
-    with pytest.raises(UserError, match="blank.jsonl: holds no items"):
+    with pytest.raises(UserError, match="blank.jsonl: has no items"):
         read_items(tmp_path / "blank.jsonl", GPT2Tokenizer())
 
 

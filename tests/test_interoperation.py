@@ -153,7 +153,7 @@ def test_without_a_tokenizer_only_the_model_is_written(tmp_path):
 def test_a_run_is_never_overwritten_by_its_own_export(exported, gpt2_tokenizer):
     model, folder = exported
     (folder / "config.json").write_text("mine")
-    with pytest.raises(UserError, match="a run lives here"):
+    with pytest.raises(UserError, match="holds a run, whose config.json is needed"):
         save_huggingface(folder, vars(model.config), model.state_dict(), gpt2_tokenizer)
     assert (folder / "config.json").read_text() == "mine"
 

@@ -117,7 +117,7 @@ def test_a_hugging_face_folder_of_any_layout_is_read(tmp_path, form, legacy):
         model, tokenizer, line = heard(source)
         assert torch.equal(logits(model), logits(GPT2_LIKE))
         assert same_tokenizer(tokenizer, GPT2Tokenizer())
-        assert "Hugging Face" in line and "50,257 rows, so taken to be GPT-2's" in line
+        assert "Hugging Face" in line and "50,257 rows, so assumed to be GPT-2's" in line
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_folder_in_the_working_directory_never_hides_openais_model(tmp_path, m
     lines: list[str] = []
     model, _ = load_model("gpt2", say=lines.append)
     assert model.config.n_layer == 2
-    assert lines[0] == "gpt2: OpenAI's model is meant, not the folder here, which is ./gpt2"
+    assert lines[0] == "gpt2: means OpenAI's model; for the folder here, write ./gpt2"
     assert GPT.from_pretrained("gpt2").config.n_layer == 2
     for local in ("./gpt2", Path("gpt2"), str(Path("gpt2").resolve())):
         assert heard(local)[0].config.n_layer == 1
@@ -264,7 +264,7 @@ def test_rows_without_a_token_are_padding_and_a_token_without_a_row_is_said(tmp_
     _, tokenizer, line = heard(folder)
     assert same_tokenizer(tokenizer, GPT2Tokenizer()) and "without <|pad|>: " in line
     write_bpe(folder, **{"added_tokens.json": '{"<|pad|>": 50300}'})
-    assert "not numbered from 50257 on" in refusal(folder)
+    assert "not numbered from 50257" in refusal(folder)
 
 
 @pytest.mark.parametrize("rows", [50257, 61])
@@ -305,15 +305,15 @@ def test_a_tokenizer_of_another_size_or_order_is_refused(tmp_path):
     assert "neither GPT-2's tokenizer nor characters" in refusal(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "characters.json").write_text('"abc"')
-    assert refusal(tmp_path).endswith(f"3 characters, the weights have {CHARS.vocab_size} rows")
+    assert refusal(tmp_path).endswith(f"3 characters, but wte has {CHARS.vocab_size} rows")
 
 
 def test_without_tokenizer_files_nothing_but_gpt2s_rows_is_guessed(tmp_path):
     _, tokenizer, line = heard(write_folder(tmp_path / "a", small(61)))
-    assert tokenizer is None and "what its 61 tokens mean is not known" in line
+    assert tokenizer is None and "the meaning of its 61 tokens is unknown" in line
     loaded, tokenizer, line = heard(write_folder(tmp_path / "b", small(50304)))
     assert same_tokenizer(tokenizer, GPT2Tokenizer()) and loaded.config.vocab_size == 50257
-    assert "taken to be GPT-2's tokenizer" in line
+    assert "assumed to be GPT-2's tokenizer" in line
 
 
 # ---- runs of ours
@@ -358,7 +358,7 @@ def test_a_checkpoint_in_bfloat16_without_optimizer_is_read_as_float32(tmp_path,
     recorded, _ = recorded_model()
     assert torch.equal(recorded(idx)[0], model(idx)[0])
     monkeypatch.setattr(load, "RECORDED", tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"nowhere: missing; the repository has it"):
+    with pytest.raises(UserError, match=r"nowhere: missing; restore it with git"):
         recorded_model()
 
 
@@ -486,13 +486,13 @@ def test_nothing_in_a_foreign_checkpoint_is_ever_run(tmp_path, function):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"step": 3}, "no checkpoint of nanoGPT or build-nanogpt"),
-        ([1, 2], "no checkpoint of nanoGPT or build-nanogpt"),
+        ({"step": 3}, "not a checkpoint of nanoGPT or build-nanogpt"),
+        ([1, 2], "not a checkpoint of nanoGPT or build-nanogpt"),
         ({"model": {}}, "neither nanoGPT's model_args nor build-nanogpt's config"),
-        ({"model": {"a": 1}, "model_args": {}}, "something else than named tensors"),
+        ({"model": {"a": 1}, "model_args": {}}, "something other than named tensors"),
         ({"model": {}, "model_args": {"n_layer": "2"}}, "block_size is None"),
         ({"model": {}, "model_args": {**SHAPE, "vocab_size": 9}}, "wte does not have the shape"),
-        ({"model": {}, "model_args": {**SHAPE, "vocab_size": 9, "n_head": 3}}, "cannot be divided"),
+        ({"model": {}, "model_args": {**SHAPE, "vocab_size": 9, "n_head": 3}}, "not divisible"),
     ],
 )
 def test_a_file_of_something_else_is_refused_in_one_line(tmp_path, content, message):
@@ -578,9 +578,7 @@ def test_what_is_not_there_is_named_and_what_was_looked_for(tmp_path, monkeypatc
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for path in ("no/such/run", "./gpt2", "/no/such", "a b"):
         assert refusal(path) == f"{path}: no such folder or file"
-    assert "no folder or file runs/nothing here; and as a name on the hub" in refusal(
-        "runs/nothing"
-    )
+    assert "no folder or file runs/nothing here; as a name on the hub" in refusal("runs/nothing")
     (tmp_path / "runs").mkdir()
     line = refusal("runs")
     assert line.startswith("runs: no model here (looked for state.json, checkpoints/step_*, model.")
@@ -594,7 +592,7 @@ def test_sizes_that_the_weights_do_not_have_are_refused_before_a_model_is_built(
     folder = write_folder(tmp_path, GPT2_LIKE)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **sizes}))
-    assert "config promises" in refusal(folder)
+    assert "config states" in refusal(folder)
 
 
 @pytest.mark.parametrize("value", ["12", 0, -1, 1.5, None, [2], True])

@@ -325,7 +325,7 @@ def test_a_token_beyond_the_vocabulary_is_named(tmp_path):
     stream = make_stream(tmp_path, 200)
     stream.vocab_size = 150
     with pytest.raises(
-        UserError, match=r"train_000000\.npy: token 1\d\d at offset 1\d\d is beyond"
+        UserError, match=r"train_000000\.npy: token 1\d\d at offset 1\d\d is outside"
     ):
         read(TokenLoader(stream, 4, T, shuffle=False), 6)
 
@@ -379,7 +379,7 @@ def test_an_error_of_the_reading_thread_reaches_the_caller(tmp_path):
     stream = make_stream(tmp_path, 200)
     stream.vocab_size = 150
     ahead = ReadAhead(TokenLoader(stream, 4, T, shuffle=False), CPU)
-    with pytest.raises(UserError, match="beyond the vocabulary of 150"):
+    with pytest.raises(UserError, match="outside the vocabulary of 150"):
         read(ahead, 6)
 
 

@@ -215,7 +215,9 @@ def test_on_a_full_disk_the_run_ends_in_one_line_and_goes_on_with_more_room(
 ):
     whole, full = tmp_path / "whole", small_disk("size=420k") / "run"
     assert train.main(flags(tiny_data, whole)) == 0
-    with pytest.raises(UserError, match="cannot be saved .*No space left.*older ones are whole"):
+    with pytest.raises(
+        UserError, match="cannot be saved .*No space left.*older checkpoints are intact"
+    ):
         train.main(flags(tiny_data, full))
     left = sorted(p.name for p in (full / "checkpoints").iterdir())
     assert left == [p.name for p in checkpoints(full)] and newest_checkpoint(full)[0].name in left
@@ -293,7 +295,9 @@ print("locked", flush=True); time.sleep(60)"""
     first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     assert first.stdout.readline().strip() == b"locked"
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
-    with pytest.raises(UserError, match=f"in use by process {first.pid} on .*; end that one first"):
+    with pytest.raises(
+        UserError, match=f"in use by process {first.pid} on .*; stop that one first"
+    ):
         train.main(["--resume", "--out", str(out)])
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
     first.kill()

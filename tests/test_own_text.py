@@ -132,7 +132,7 @@ def test_another_column_is_named_or_is_the_only_one(tmp_path, suffix):
         done = recipe("text.py", two, "--out", tmp_path / "d", *arguments, check=False)
         assert done.returncode == 1 and "give --column, one of ['title', 'body']" in done.stderr
     done = recipe("text.py", one, "--out", tmp_path / "d", "--column", "id", check=False)
-    assert "column id holds no text" in done.stderr and not list(tmp_path.glob("d/*"))
+    assert "column id is not text" in done.stderr and not list(tmp_path.glob("d/*"))
 
 
 def test_without_an_argument_usage_is_printed(tmp_path):
@@ -144,17 +144,17 @@ def test_without_an_argument_usage_is_printed(tmp_path):
 
 
 BAD = {
-    "utf16.txt": ("The ".encode("utf-16"), "byte 0xff at offset 0 is no UTF-8 (UTF-16 or"),
+    "utf16.txt": ("The ".encode("utf-16"), "byte 0xff at offset 0 is not UTF-8 (UTF-16 or"),
     "utf16 without a mark.txt": ("The ".encode("utf-16-le"), "a zero byte at offset 1"),
-    "latin1.txt": ("Text, Caf\xe9.".encode("latin-1"), "byte 0xe9 at offset 9 is no UTF-8"),
-    "cut.txt": ("Text, Café"[:-1].encode() + b"\xc3", "byte 0xc3 at offset 9 is no UTF-8"),
-    "packed.gz": (b"\x1f\x8b\x08\x00more", "byte 0x8b at offset 1 is no UTF-8"),
+    "latin1.txt": ("Text, Caf\xe9.".encode("latin-1"), "byte 0xe9 at offset 9 is not UTF-8"),
+    "cut.txt": ("Text, Café"[:-1].encode() + b"\xc3", "byte 0xc3 at offset 9 is not UTF-8"),
+    "packed.gz": (b"\x1f\x8b\x08\x00more", "byte 0x8b at offset 1 is not UTF-8"),
     "empty.txt": (b"", "0 characters of text are too few"),
     "mark.txt": (codecs.BOM_UTF8, "0 characters of text are too few"),
     "short.txt": (b"too short", "9 characters of text are too few"),
-    "broken.jsonl": (b'{"text": "a"}\n{"text": ', "line 2 is no JSON (Expecting value"),
-    "deep.jsonl": (b"[" * 100_000, "line 1 is no JSON (nested too deep"),
-    "list.jsonl": (b'["text"]', "line 1 holds neither an object nor a string"),
+    "broken.jsonl": (b'{"text": "a"}\n{"text": ', "line 2 is not JSON (Expecting value"),
+    "deep.jsonl": (b"[" * 100_000, "line 1 is not JSON (nested too deeply"),
+    "list.jsonl": (b'["text"]', "line 1 is neither an object nor a string"),
     "missing.jsonl": (b'{"text": "a"}\n{"other": "b"}', "line 2 has no text in the field text"),
     "number.jsonl": (b'{"text": "a"}\n{"text": 5}', "line 2 has no text in the field text"),
     "mixed.jsonl": (b'"a"\n{"text": "b"}', "line 2 has no string"),
@@ -184,7 +184,7 @@ def test_more_characters_than_a_shard_can_number_are_refused(tmp_path):
     (tmp_path / "all.txt").write_text(text, encoding="utf-8")
     done = recipe("text.py", tmp_path / "all.txt", "--out", tmp_path / "out", check=False)
     assert done.returncode == 1 and "65,537 different characters" in done.stderr
-    assert "take --tokenizer gpt2" in done.stderr and not list(tmp_path.glob("out/*"))
+    assert "use --tokenizer gpt2" in done.stderr and not list(tmp_path.glob("out/*"))
     (tmp_path / "all.txt").write_text(text[1:], encoding="utf-8")
     make_text_dataset([tmp_path / "all.txt"], tmp_path / "out", "x", "char")
     assert text_of(tmp_path / "out") == text[1:]
@@ -193,7 +193,7 @@ def test_more_characters_than_a_shard_can_number_are_refused(tmp_path):
 def test_nothing_to_read_is_said(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / ".hidden.txt").write_text("x" * 100)
-    with pytest.raises(UserError, match="holds no .txt, .md, .jsonl, .parquet files"):
+    with pytest.raises(UserError, match="has no .txt, .md, .jsonl, .parquet files"):
         find_files([tmp_path / "empty"])
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         find_files([tmp_path / "nowhere"])

@@ -188,7 +188,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path):
     empty.mkdir()
     cases = [
         (["--local", tmp_path / "nowhere"], "no such folder", 1),
-        (["--local", empty], "no .parquet or .bin files there", 1),
+        (["--local", empty], "has no .parquet or .bin files", 1),
         (["--local", cut], "a.parquet: not a whole parquet file", 1),
         (["--sample", "11BT"], "invalid choice: '11BT'", 2),
     ]
@@ -324,7 +324,7 @@ def test_a_proxy_is_asked_for_what_lies_behind_it(server, text_module, tmp_path,
 
 def test_an_error_page_is_not_kept(server, text_module, tmp_path):
     server.answer = lambda handler, number: send(handler, b"<html>not here</html>", 404)
-    with pytest.raises(UserError, match="the server answers 404"):
+    with pytest.raises(UserError, match="the server replied 404"):
         text_module.obtain("file", server.url, tmp_path / "file")
     assert len(server.asked) == 1 and not list(tmp_path.iterdir())
 
@@ -583,7 +583,7 @@ def test_another_column_is_taken_and_apples_files_are_skipped(tmp_path, name):
     done = recipe(name, "--local", folder, "--column", "text", "--out", tmp_path / "x", check=False)
     assert done.returncode == 1 and "no column text; give --column, one of" in done.stderr
     done = recipe(name, "--local", folder, "--column", "id", "--out", tmp_path / "x", check=False)
-    assert done.returncode == 1 and "column id holds no text" in done.stderr
+    assert done.returncode == 1 and "column id is not text" in done.stderr
 
 
 def test_meta_says_what_the_files_are_not_what_was_asked_for(tmp_path):

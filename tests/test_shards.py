@@ -158,8 +158,8 @@ def test_a_limit_of_open_files_is_called_a_limit(tmp_path):
         "except UserError as error: print(error)",
         tmp_path,
     )
-    assert "train_000000.npy: this system's limit of open files is reached" in done.stdout
-    assert "cut short" not in done.stdout
+    assert "train_000000.npy: too many open files" in done.stdout
+    assert "truncated" not in done.stdout
 
 
 def limited(files: int, code: str, folder) -> subprocess.CompletedProcess:
@@ -175,7 +175,7 @@ def test_a_split_of_one_token_is_refused_at_the_door(tmp_path, tokens):
         write_splits(tmp_path, META, np.arange(50), np.arange(tokens))
     np.save(tmp_path / "x_train_000001.npy", np.arange(50, dtype=np.uint16))
     np.save(tmp_path / "x_val_000000.npy", np.arange(tokens, dtype=np.uint16))
-    with pytest.raises(UserError, match=f"the val split holds {tokens} token, too few"):
+    with pytest.raises(UserError, match=f"the val split has {tokens} token, too few"):
         TokenStream(tmp_path, "val")
 
 
@@ -257,7 +257,7 @@ def test_killed_after_the_last_document_nothing_is_added_twice(tmp_path):
 def test_a_folder_begun_with_another_plan_is_refused(tmp_path):
     run(tmp_path, list(random_documents()), stop_after=20)
     before = files(tmp_path)
-    with pytest.raises(UserError, match="begun from other files or with another shard size"):
+    with pytest.raises(UserError, match="started from other files or with another shard size"):
         ShardWriter(tmp_path, 100, 999)
     with pytest.raises(UserError, match="remove it or choose another --out"):
         ShardWriter(tmp_path, 100, 256, source="other files")
@@ -354,7 +354,7 @@ def test_a_token_beyond_the_vocabulary_names_shard_and_offset(tmp_path):
     write_splits(tmp_path, META, tokens, tokens[:5])
     stream = TokenStream(tmp_path, "train")
     assert stream.read(0, 17).sum() == 0
-    with pytest.raises(UserError, match="train_000000.npy: token 50257 at offset 17 is beyond"):
+    with pytest.raises(UserError, match="train_000000.npy: token 50257 at offset 17 is outside"):
         stream.read(10, 20)
 
 
@@ -381,13 +381,13 @@ def damaged_shard(path, how):
     "how, message",
     [
         ("missing", "missing, though meta.json lists it"),
-        ("cut short", "cut short or not a token shard"),
-        ("cut in the header", "cut short or not a token shard"),
-        ("empty", "cut short or not a token shard"),
-        ("text", "cut short or not a token shard"),
-        ("other type", "expected a row of uint16"),
+        ("cut short", "truncated or not a token shard"),
+        ("cut in the header", "truncated or not a token shard"),
+        ("empty", "truncated or not a token shard"),
+        ("text", "truncated or not a token shard"),
+        ("other type", "expected uint16, 1-d"),
         ("other length", "40 tokens, meta.json says 50"),
-        ("pickle", "cut short or not a token shard"),
+        ("pickle", "truncated or not a token shard"),
     ],
 )
 def test_a_truncated_or_foreign_shard_is_named(tmp_path, how, message):
@@ -406,7 +406,7 @@ def test_a_truncated_or_foreign_shard_is_named(tmp_path, how, message):
 def test_a_damaged_meta_is_one_clear_line(tmp_path, text):
     write_splits(tmp_path, META, np.arange(50), np.arange(20))
     (tmp_path / "meta.json").write_text(text)
-    with pytest.raises(UserError, match="meta.json: damaged or of another format"):
+    with pytest.raises(UserError, match="meta.json: damaged or in another format"):
         read_meta(tmp_path)
 
 
@@ -414,7 +414,7 @@ def test_a_meta_cannot_point_out_of_its_folder(tmp_path):
     meta = write_splits(tmp_path, META, np.arange(50), np.arange(20))
     meta["splits"]["train"][0]["file"] = "../secret.npy"
     (tmp_path / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(UserError, match="damaged or of another format"):
+    with pytest.raises(UserError, match="damaged or in another format"):
         TokenStream(tmp_path, "train")
 
 

@@ -1,1 +1,1 @@
-"""What the recipes in data/ share: documents in, token shards out."""
+"""Code shared by the recipes in data/: documents in, token shards out."""

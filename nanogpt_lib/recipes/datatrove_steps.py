@@ -1,7 +1,7 @@
 """The two steps of data/fineweb_datatrove.py, in a module that datatrove's workers can import.
 
-Each task of the first turns one parquet file into one row of tokens (a part); the one task of the
-second cuts the parts, in the order of the files, into shards.
+Each task of the first tokenizes one parquet file into one part; the single task of the second cuts
+the concatenated parts, in file order, into shards.
 """
 
 import json
@@ -22,19 +22,19 @@ from nanogpt_lib.support.files import write_json
 
 try:
     from datatrove.pipeline.base import PipelineStep
-except ImportError:  # the program says so, after --help and the command line have been read
+except ImportError:  # reported by the program, after it has handled --help and its arguments
     PipelineStep = object
 
 
 def write_part(source: Source, path: Path) -> None:
-    """Tokenize the one file of a source into bare uint16; its .json is written last."""
+    """Tokenize a source's only file into raw uint16; the part's .json is written last."""
     if path.with_suffix(".json").exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, count, size = path.with_suffix(".tmp"), 0, 0
     stream = read_documents(source, BEGIN, lambda read: None)
     with open(temporary, "wb") as file:
-        for _, tokens in encode_gpt2_documents(stream, threads=1):  # the tasks share the cores
+        for _, tokens in encode_gpt2_documents(stream, threads=1):  # tasks run in parallel already
             count, size = count + 1, size + tokens.size
             file.write(tokens)
     os.replace(temporary, path)
@@ -42,7 +42,7 @@ def write_part(source: Source, path: Path) -> None:
 
 
 class TokenizeFiles(PipelineStep):
-    """Step one: the files of this task, each into a part."""
+    """Step one: tokenize each of this task's files into a part."""
 
     name, type = "tokenize", "TOKENIZER"
 
@@ -59,7 +59,7 @@ class TokenizeFiles(PipelineStep):
 
 
 class CutShards(TokenizeFiles):
-    """Step two, one task: all parts end to end into shards and meta.json."""
+    """Step two, one task: cut all parts, concatenated, into shards and write meta.json."""
 
     name, type = "cut", "WRITER"
 
@@ -83,7 +83,7 @@ class CutShards(TokenizeFiles):
 
 
 def add_parts(writer: ShardWriter, parts: Path, sizes: list[int], piece: int = 1 << 20) -> None:
-    """Give the parts to the writer, a piece at a time; from where it stood when it was killed."""
+    """Pass the parts to the writer piece by piece, resuming where a killed run stopped."""
     first, start = writer.progress.position or (0, 0)
     for number in range(first, len(sizes)):
         if sizes[number]:

@@ -1,4 +1,4 @@
-"""Texts into token ids on all cores."""
+"""Encode texts into token ids on all cores."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +16,10 @@ Ids = list[int] | np.ndarray  # the tokens of one text
 def batch_encoder(
     encode: Callable[[str], Ids], threads: int | None = None, chunk: int = 8
 ) -> Callable[[list[str]], list[Ids]]:
-    """A function for one text becomes one for many texts, on several threads (default: all cores).
+    """Turn a function for one text into one for many, on several threads (default: all cores).
 
-    A thread takes `chunk` texts at a time: handing over a short text alone costs more than encoding
-    it. Threads suffice because tiktoken works outside Python's lock.
+    Each thread takes `chunk` texts at a time, because dispatching one short text costs more than
+    encoding it. Threads suffice because tiktoken releases Python's global lock.
     """
     pool = ThreadPoolExecutor(threads or os.cpu_count() or 1)
 
@@ -36,7 +36,7 @@ def batch_encoder(
 def next_documents(
     documents: Iterator[tuple[object, str]], most: int, characters: int = 1 << 24
 ) -> list[tuple[object, str]]:
-    """The next documents: at most so many, and no more once they hold so many characters."""
+    """The next documents: at most `most`, and no more once they total `characters` characters."""
     batch = []
     while len(batch) < most and characters > 0 and (document := next(documents, None)):
         batch.append(document)
@@ -51,7 +51,7 @@ def encode_ahead(
 ) -> Iterator[tuple[object, Ids]]:
     """(position, text) → (position, ids), in order.
 
-    `encode_batch` encodes many texts at once (see batch_encoder). It works on the next batch while
+    `encode_batch` encodes many texts at once (see batch_encoder). The next batch is encoded while
     this one is consumed.
     """
     documents = iter(documents)
@@ -77,7 +77,7 @@ def encode_documents(
 ) -> Iterator[tuple[object, np.ndarray]]:
     """(position, text) → (position, uint16 tokens); <|endoftext|> comes before every document.
 
-    An empty text is no document and is left out.
+    Empty texts do not count as documents and are skipped.
     """
     filled = ((position, text) for position, text in documents if text)
     for position, ids in encode_ahead(filled, encode_batch, batch):

@@ -15,7 +15,7 @@ STAND_IN = "stand-in for FineWeb-Edu (open textbooks and documentation; NOT Fine
 
 
 def fineweb_parser(prog: str, description: str) -> OneLineParser:
-    """The flags that both recipes share."""
+    """The options that both recipes share."""
     parser = recipe_parser("fineweb", description, prog=prog)
     parser.add_argument("--dataset", choices=list(REVISIONS), default="fineweb-edu")
     parser.add_argument("--sample", choices=["10BT", "100BT", "350BT", "full"], default="10BT")
@@ -23,10 +23,10 @@ def fineweb_parser(prog: str, description: str) -> OneLineParser:
 
 
 def choose_source(args: Namespace) -> tuple[str, Source]:
-    """The name of the dataset and its files: a given folder, the mirror, or the hub.
+    """The dataset's name and files: from --local, the mirror, or the hub.
 
-    Name and title say what the files are, not what was asked for: meta.json keeps them, and a run
-    prints them.
+    Name and title describe the files actually used, not those requested: they go into meta.json,
+    and a run prints them.
     """
     name, folder = f"{args.dataset}-{args.sample}", f"sample/{args.sample}"
     folder = "data" if args.sample == "full" else folder

@@ -1,7 +1,7 @@
-"""One's own text into a dataset, for data/text.py: any files, characters or GPT-2's tokens.
+"""Make a dataset of your own text, for data/text.py: any files, characters or GPT-2's tokens.
 
-Nothing is held in memory but a few pieces, so folders of any size work; killed, the same command
-goes on and ends with byte-identical files.
+Only a few pieces are in memory at a time, so folders of any size work. After a kill the same
+command continues, and the files come out byte-identical.
 """
 
 import math
@@ -26,7 +26,7 @@ from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
 
 @dataclass
 class Contents:
-    """What a first reading of all texts finds."""
+    """What a first pass over all texts finds."""
 
     documents: int = 0
     characters: int = 0  # separators included
@@ -35,7 +35,7 @@ class Contents:
 
 
 def survey(files: list[TextFile], column: str | None, separator: str) -> Contents:
-    """Read all texts once: whatever is wrong with them is found before anything is written."""
+    """Read all texts once, so that any error in them is found before anything is written."""
     contents, alphabet = Contents(), set()
     pieces = read_pieces(files, column, separator, math.inf)
     for piece in tqdm(pieces, desc="reading", disable=None, unit=" pieces", leave=False):
@@ -48,7 +48,7 @@ def survey(files: list[TextFile], column: str | None, separator: str) -> Content
 
 
 class CharacterTable:
-    """CharTokenizer.encode for long texts: an array of all code points instead of a dictionary."""
+    """CharTokenizer.encode for long texts: an array over all code points instead of a dict."""
 
     def __init__(self, tokenizer: CharTokenizer):
         self.ids = np.full(0x110000, -1, dtype=np.int32)
@@ -57,10 +57,10 @@ class CharacterTable:
         )
 
     def encode(self, text: str) -> np.ndarray:
-        """Text → ids; raises UserError for a character that was not there at the first reading."""
+        """Text → ids; raises UserError for a character that the first pass did not see."""
         ids = self.ids[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")]
         if ids.size and ids.min() < 0:
-            raise UserError("the files have changed while they were read; run the recipe again")
+            raise UserError("the files changed while they were being read; run the recipe again")
         return ids.astype(np.uint16)
 
 
@@ -80,19 +80,19 @@ def encode_pieces(
 
 
 def choose_tokenizer(name: str, contents: Contents, source: str) -> CharTokenizer | GPT2Tokenizer:
-    """The tokenizer; raises UserError if there are more characters than a shard can number."""
+    """The tokenizer; raises UserError if there are more characters than uint16 ids."""
     if name == "gpt2":
         return GPT2Tokenizer()
     if len(contents.alphabet) > 2**16:
         raise UserError(
-            f"{source}: {len(contents.alphabet):,} different characters, a shard numbers at most "
-            f"65,536; take --tokenizer gpt2"
+            f"{source}: {len(contents.alphabet):,} different characters; a shard can hold at most "
+            f"65,536; use --tokenizer gpt2"
         )
     return CharTokenizer("".join(contents.alphabet))
 
 
 def describe_source(files: list[TextFile]) -> str:
-    """What meta.json says of the files."""
+    """Describe the files for meta.json."""
     names = ", ".join(file.name for file in files[:3])
     return f"own text: {names}" + (f" and {len(files) - 3} more files" if len(files) > 3 else "")
 
@@ -107,8 +107,8 @@ def make_text_dataset(
 ) -> dict:
     """Make a dataset of files and folders in `out`; its last tenth is for validation.
 
-    Between documents stands a blank line, for GPT-2's tokens <|endoftext|>. Returns its meta.
-    Raises UserError if a file cannot be read, or `out` holds another dataset.
+    Documents are separated by a blank line or, with GPT-2's tokenizer, by <|endoftext|>. Returns
+    the dataset's meta. Raises UserError if a file cannot be read, or `out` has another dataset.
     """
     files, hidden, others = find_files(given)
     if hidden or others:

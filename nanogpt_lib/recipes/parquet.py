@@ -1,7 +1,7 @@
-"""What the recipes for parquet datasets share: files → documents → shards, a file at a time.
+"""Code shared by the recipes for parquet datasets: files → documents → shards, a file at a time.
 
-Killed at any moment and started again with the same command, a recipe goes on and ends with
-byte-identical files: the shards already written stay, the document that was cut is encoded again.
+A recipe may be killed at any moment: the same command continues it, and the files come out
+byte-identical. Shards already written are kept, and a half-written document is encoded again.
 """
 
 import shutil
@@ -26,9 +26,9 @@ BEGIN = (0, 0, 0, 0)
 
 
 def choose_column(names: list[str], strings: list[str], wanted: str | None, where: str) -> str:
-    """The column that holds the text: the one wanted, else text, else the only one of strings.
+    """The text column: the one wanted, else `text`, else the only string column.
 
-    Raises UserError that names the columns there are.
+    Raises UserError that lists the string columns.
     """
     if wanted is None and "text" in strings:
         return "text"
@@ -37,12 +37,12 @@ def choose_column(names: list[str], strings: list[str], wanted: str | None, wher
     if wanted in names:
         if wanted in strings:
             return wanted
-        raise UserError(f"{where}: column {wanted} holds no text; of these one does: {strings}")
+        raise UserError(f"{where}: column {wanted} is not text; columns of text: {strings}")
     raise UserError(f"{where}: no column {wanted or 'text'}; give --column, one of {strings}")
 
 
 def text_column(file: pq.ParquetFile, wanted: str | None, name: str) -> str:
-    """The column of a parquet file that holds the text (see choose_column)."""
+    """The text column of a parquet file (see choose_column)."""
 
     def is_text(kind: pa.DataType) -> bool:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -54,9 +54,9 @@ def text_column(file: pq.ParquetFile, wanted: str | None, name: str) -> str:
 
 
 def read_texts(path: Path, name: str, column: str | None = None) -> Iterator[list[str]]:
-    """The text column of a parquet file, some hundred documents at a time.
+    """The text column of a parquet file, a few hundred documents at a time.
 
-    Bytes that are no UTF-8 (lone surrogates among them) become U+FFFD, a null the empty text.
+    Invalid UTF-8 (such as lone surrogates) becomes U+FFFD, a null the empty string.
     """
     try:
         with pq.ParquetFile(path) as file:
@@ -75,9 +75,9 @@ def read_texts(path: Path, name: str, column: str | None = None) -> Iterator[lis
 def read_documents(
     source: Source, start: Place, on_read: Callable[[float], None]
 ) -> Iterator[tuple[Place, str]]:
-    """Yield (place, text), from the place `start` on; one file on disk at a time.
+    """Yield (place, text), beginning at `start`; one file on disk at a time.
 
-    `on_read` is called with the bytes of parquet read so far, counted from the first file on.
+    `on_read` is called with the bytes of parquet read so far, over all files.
     """
     first_file, first_row, index, count = start
     for number in range(first_file, len(source.files)):
@@ -96,7 +96,7 @@ def read_documents(
 
 
 def read_footer(path: Path, name: str) -> pq.FileMetaData:
-    """What a parquet file says of itself at its end."""
+    """The metadata in a parquet file's footer."""
     try:
         return pq.read_metadata(path)
     except (pa.ArrowException, OSError) as error:
@@ -105,15 +105,15 @@ def read_footer(path: Path, name: str) -> pq.FileMetaData:
 
 
 def count_rows(path: Path, name: str) -> int:
-    """How many rows a parquet file has."""
+    """The number of rows in a parquet file."""
     return read_footer(path, name).num_rows
 
 
 def shard_bytes(source: Source) -> int:
-    """About how many bytes of shards the files become: 2 for each token, 3.4 bytes of text or more.
+    """Estimate the size of the shards: 2 bytes per token, and at least 3.4 bytes of text per token.
 
-    Files on the hub are not there to be asked: FineWeb-Edu's sample-10BT has 28.5 GB of parquet and
-    9.95 billion tokens.
+    Files on the hub cannot be inspected in advance; there 0.7 is the ratio of FineWeb-Edu's
+    sample-10BT: 28.5 GB of parquet, 9.95 billion tokens.
     """
     if source.remote:
         return int(0.7 * source.size)
@@ -130,16 +130,16 @@ def shard_bytes(source: Source) -> int:
 
 
 def validation_tokens(source: Source, shard_tokens: int = SHARD_TOKENS) -> int:
-    """The first shard, as in the lecture; of small data about a twentieth of it.
+    """The size of the validation split: one shard, as in the lecture; less for small data.
 
     A token is seldom more than 5 bytes of parquet, so a 50th of the bytes is at most 10 % of the
-    tokens. The files' sizes alone decide, so the answer is known before anything is read.
+    tokens. It depends only on file sizes, so it is known before anything is read.
     """
     return max(2, min(shard_tokens, source.size // 50))
 
 
 def check_disk(source: Source, out: Path, keep: bool, written: int) -> None:
-    """Say what space is needed and what there is; raise UserError if it is too little."""
+    """Print how much disk space is needed and free; raises UserError if there is too little."""
     shards = max(0, shard_bytes(source) - 2 * written)
     parquet = (source.size if keep else max(size for _, size in source.files)) * source.remote
     what = f"{in_units(shards)} for tokens and {in_units(parquet)} for parquet files"
@@ -147,7 +147,7 @@ def check_disk(source: Source, out: Path, keep: bool, written: int) -> None:
 
 
 class ProgressBar:
-    """How far, how fast, how long still: a bar on a terminal, and a line for every shard."""
+    """Progress, speed and time left: a bar on a terminal, and a line per shard."""
 
     def __init__(self, source: Source, written: int):
         self.size, self.written, self.tokens = source.size, written, 0
@@ -155,7 +155,7 @@ class ProgressBar:
         self.bar = tqdm(total=100, disable=None, bar_format="{percentage:3.0f}%|{bar}| {desc}")
 
     def on_read(self, read: float) -> None:
-        """So many bytes of parquet have been read, counted from the first file on."""
+        """Record that `read` bytes of parquet have been read, over all files."""
         self.fraction = read / self.size
         self.first = self.fraction if self.first is None else self.first
 
@@ -168,7 +168,7 @@ class ProgressBar:
         return f"{text}, {timedelta(seconds=round((1 - self.fraction) / pace))} left"
 
     def show(self) -> None:
-        """Move the bar."""
+        """Update the bar."""
         self.bar.n = 100 * self.fraction
         self.bar.set_description_str(str(self))
 
@@ -176,7 +176,7 @@ class ProgressBar:
 def write_documents(
     source: Source, writer: ShardWriter, held_out: Callable[[Place], bool], written: int
 ) -> int:
-    """Tokenize everything from the writer's position on; return how many documents there are."""
+    """Tokenize everything from the writer's position; return the total number of documents."""
     position = tuple(writer.progress.position or BEGIN)
     progress, count = ProgressBar(source, written), position[3]
     stream = read_documents(source, position, progress.on_read)
@@ -203,9 +203,9 @@ def make_shards(
     keep: bool = False,
     held_out: Callable[[Place], bool] = lambda place: False,
 ) -> dict | None:
-    """Make a dataset of all documents of a source in `out`; go on where a kill stopped.
+    """Make a dataset of all documents of a source in `out`, resuming after a kill.
 
-    Returns its meta, None if it was there already.
+    Returns its meta, or None if it already exists.
     """
     make_folder(out)
     if is_finished(out, source, name):
@@ -217,7 +217,7 @@ def make_shards(
     )
     check_disk(source, out, keep, written)
     if writer.progress.shards:
-        print(f"going on after {counted(len(writer.progress.shards), 'shard')}, {written:,} tokens")
+        print(f"resuming after {counted(len(writer.progress.shards), 'shard')}, {written:,} tokens")
     meta = dataset_meta(source, name)
     if writer.progress.meta is None:
         meta["documents"] = write_documents(source, writer, held_out, written)

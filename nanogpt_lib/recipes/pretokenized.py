@@ -1,8 +1,7 @@
-"""Published GPT-2 tokens of FineWeb and FineWeb-Edu, taken as they are: llm.c's .bin shards.
+"""Published GPT-2 tokens of FineWeb and FineWeb-Edu, used unchanged: llm.c's .bin shards.
 
-Each file is downloaded, compared with the length and SHA-256 that the hub lists, and its header
-and ids are checked; killed, the same command goes on. TokenStream reads the files without
-conversion.
+Each file is downloaded and checked: its length and SHA-256 against those the hub lists, then its
+header and ids. After a kill the same command continues. TokenStream reads the files directly.
 """
 
 import shutil
@@ -46,14 +45,14 @@ def token_source(
 
 
 def check_file(path: Path, name: str, expected_sha256: str | None) -> dict:
-    """The line of a downloaded shard for meta.json: header, length and every id are right."""
+    """Check a downloaded shard's header, length and ids; return its entry for meta.json."""
     try:
         tokens = open_shard(path)
         for first in range(0, tokens.size, 1 << 24):
             part = np.asarray(tokens[first : first + (1 << 24)])
             check_ids(path, part, GPT2Tokenizer.vocab_size, first)
     except UserError:
-        path.unlink()  # so that the same command gets it again
+        path.unlink()  # so that the same command downloads it again
         raise
     return {"file": name, "tokens": tokens.size, "sha256": expected_sha256 or file_sha256(path)}
 
@@ -65,18 +64,18 @@ def download_shards(source: Source, out: Path, name: str) -> None:
         return
     progress = read_progress(out, {"source": source.fingerprint})
     done = progress.shards
-    print(f"{source.title}: {len(source.files)} shards, {len(done)} of them here already")
+    print(f"{source.title}: {len(source.files)} shards, {len(done)} of them already here")
     needed = sum(size for _, size in source.files[len(done) :])
     require_space(out, needed, f"{in_units(needed)} to download")
-    write_json(out / "progress.json", vars(progress))  # so that no run takes it for finished
+    write_json(out / "progress.json", vars(progress))  # marks the dataset as unfinished
     for file, _ in source.files[len(done) :]:
         done.append(check_file(source.fetch(file), file, source.sums.get(file)))
         write_json(out / "progress.json", vars(progress))
-        print(f"{file}: {done[-1]['tokens']:,} tokens, SHA-256 right")
+        print(f"{file}: {done[-1]['tokens']:,} tokens, SHA-256 matches")
     splits = {"train": [], "val": []}
     for shard in done:
         splits[FOREIGN.fullmatch(shard["file"])[2]].append(shard)
     write_meta(out, dataset_meta(source, name), splits)
     (out / "progress.json").unlink()
-    shutil.rmtree(out / ".cache", ignore_errors=True)  # the hub client's notes
+    shutil.rmtree(out / ".cache", ignore_errors=True)  # huggingface_hub's metadata
     print(f"{sum(shard['tokens'] for shard in done):,} tokens in {out}")

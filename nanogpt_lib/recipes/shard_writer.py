@@ -1,4 +1,4 @@
-"""Documents into token shards, going on after a kill."""
+"""Write documents into token shards; can be resumed after a kill."""
 
 import json
 from dataclasses import dataclass, field
@@ -15,17 +15,17 @@ from nanogpt_lib.support.shard_files import check_shard
 
 @dataclass
 class Progress:
-    """What a recipe must remember to go on after a kill; saved as progress.json."""
+    """What a recipe needs to resume after a kill; saved as progress.json."""
 
-    plan: dict  # a folder begun with another plan is refused
-    shards: list[dict] = field(default_factory=list)  # those written, in order
+    plan: dict  # a folder started with a different plan is refused
+    shards: list[dict] = field(default_factory=list)  # written so far, in order
     position: object = None  # the document in which the next shard begins
-    skip: int = 0  # how many of its tokens are written already
-    meta: dict | None = None  # known once every document is written
+    skip: int = 0  # how many of its tokens are already written
+    meta: dict | None = None  # set once every document is written
 
 
 def read_progress(folder: Path, plan: dict) -> Progress:
-    """What a killed recipe left in progress.json, its shards checked; else a fresh start.
+    """Read progress.json of a killed recipe and check its shards; without one, start afresh.
 
     Raises UserError if the folder holds another dataset: nothing is overwritten.
     """
@@ -40,20 +40,20 @@ def read_progress(folder: Path, plan: dict) -> Progress:
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged; {other}") from error
     if progress.plan != plan:
-        raise UserError(f"{folder}: begun from other files or with another shard size; {other}")
+        raise UserError(f"{folder}: started from other files or with another shard size; {other}")
     for shard in progress.shards:
         check_shard(folder, shard)
     return progress
 
 
 def by_split(shards: list[dict]) -> dict[str, list[dict]]:
-    """Sort the lines of shards into train and val, by their file names."""
+    """Group the shards' entries into train and val by file name."""
     names = ("train", "val")
     return {n: [shard for shard in shards if shard["file"].startswith(n)] for n in names}
 
 
 def write_pending(folder: Path, pending: dict[str, list[np.ndarray]], shards: list[dict]) -> None:
-    """Write the pending pieces as the next shard of their split; append its line to `shards`."""
+    """Write the pending pieces as the next shard of their split; append its entry to `shards`."""
     for split, pieces in pending.items():
         if pieces:
             path = folder / f"{split}_{len(by_split(shards)[split]):06d}.npy"
@@ -62,10 +62,10 @@ def write_pending(folder: Path, pending: dict[str, list[np.ndarray]], shards: li
 
 
 class ShardWriter:
-    """Cut a stream of documents into shards; killed and started again, it goes on where it was.
+    """Cut a stream of documents into shards; can be resumed after a kill.
 
-    The first val_tokens tokens become the validation shard, the rest training shards. After a
-    restart, begin with the document at `progress.position`, which can be anything JSON can hold.
+    The first val_tokens tokens become the validation shard, the rest training shards. To resume,
+    begin with the document at `progress.position`, which can be any JSON value.
     """
 
     def __init__(self, folder: Path, val_tokens: int, shard_tokens=SHARD_TOKENS, source: str = ""):
@@ -73,14 +73,14 @@ class ShardWriter:
         plan = {"source": source, "val_tokens": val_tokens, "shard_tokens": shard_tokens}
         self.progress = read_progress(self.folder, plan)
         self.skip = self.progress.skip
-        self.pending = {"val": [], "train": []}  # pieces that are not yet on the disk
+        self.pending = {"val": [], "train": []}  # pieces not yet on disk
         self.filled = 0  # tokens in the shard being filled
 
     def add(self, position, tokens: np.ndarray, held_out: bool = False) -> None:
-        """Append one document; held out, it goes whole to the validation split."""
+        """Append one document; if held_out, all of it goes to the validation split."""
         done, self.skip = self.skip, 0
         if held_out:
-            if not done:  # else it is in a shard already
+            if not done:  # otherwise already in a shard
                 self.pending["val"].append(tokens)
             if sum(piece.size for piece in self.pending["val"]) >= self.shard_tokens:
                 self.flush(position, tokens.size)
@@ -95,7 +95,7 @@ class ShardWriter:
                 self.flush(position, done)
 
     def flush(self, position, skip: int, meta: dict | None = None) -> None:
-        """Write what is pending, then remember in which document the next shard begins."""
+        """Write what is pending, then record where the next shard begins."""
         write_pending(self.folder, self.pending, self.progress.shards)
         self.filled = 0
         self.progress.position, self.progress.skip, self.progress.meta = position, skip, meta

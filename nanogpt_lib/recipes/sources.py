@@ -1,4 +1,4 @@
-"""Where datasets of many files come from: a folder or the Hugging Face hub, one file at a time."""
+"""Sources of multi-file datasets: a folder or the Hugging Face hub, one file at a time."""
 
 import hashlib
 import json
@@ -18,27 +18,27 @@ from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 
 def counted(number: int, thing: str) -> str:
-    """A number and what it counts: 1 file, 2 files."""
+    """A number with its noun: 1 file, 2 files."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def out_help(name: str) -> str:
-    """What --help says of --out."""
+    """The --help text of --out."""
     return f"folder for the dataset (default: data/{name} of this repository)"
 
 
 def recipe_parser(name: str, docstring: str, prog: str | None = None) -> OneLineParser:
-    """The flags that fineweb.py and openwebtext.py share; --help begins with the docstring."""
+    """The options that fineweb.py and openwebtext.py share; --help begins with the docstring."""
     parser = OneLineParser(prog=prog or f"{name}.py", description=docstring)
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.add_argument("--revision", help="tag, branch or commit (default: the pinned commit)")
     parser.add_argument("--local", type=Path, metavar="DIR", help="folder with .parquet files")
-    parser.add_argument("--column", help="the column of text (default: text, or the only one)")
+    parser.add_argument("--column", help="text column (default: text, or the only string column)")
     parser.add_argument("--files", type=int, metavar="N", help="only the first N files")
     parser.add_argument("--keep", action="store_true", help="keep the parquet files in OUT/parquet")
     parser.add_argument("--out", type=Path, default=DATA / name, help=out_help(name))
     parser.add_argument("--shard-tokens", type=int, default=SHARD_TOKENS, help="tokens per shard")
-    parser.add_argument("--verify", action="store_true", help="read OUT again, compare all sums")
+    parser.add_argument("--verify", action="store_true", help="check the dataset in OUT")
     return parser
 
 
@@ -52,40 +52,40 @@ def parse(parser: OneLineParser) -> Namespace:
 
 @dataclass
 class Source:
-    """Files in a fixed order, and how to have one of them on the disk for a while."""
+    """Files in a fixed order, and how to get one of them onto the disk for a while."""
 
     title: str  # goes into meta.json
     files: list[tuple[str, int]]  # name, bytes
-    fetch: Callable[[str], Path]  # name → where it is now
-    release: Callable[[Path], None] = field(default=lambda path: None)  # it has been read
-    remote: bool = False  # a file takes disk space while it is read
-    sums: dict[str, str] = field(default_factory=dict)  # name → SHA-256 where the hub states it
-    column: str | None = None  # of the text; None: text, or the only one of strings
-    ends: list[str] = field(default_factory=list)  # of local files: SHA-256 of their last bytes
+    fetch: Callable[[str], Path]  # name → its path, after any download
+    release: Callable[[Path], None] = field(default=lambda path: None)  # called once it is read
+    remote: bool = False  # whether a file takes disk space while it is read
+    sums: dict[str, str] = field(default_factory=dict)  # name → SHA-256 if the hub lists it
+    column: str | None = None  # text column; None: text, or the only string column
+    ends: list[str] = field(default_factory=list)  # SHA-256 of each local file's last bytes
 
     def __post_init__(self):
         if not self.files:
-            raise UserError(f"{self.title}: no .parquet or .bin files there")
+            raise UserError(f"{self.title}: has no .parquet or .bin files")
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Total size of all files in bytes."""
         return sum(size for _, size in self.files)
 
     @property
     def fingerprint(self) -> str:
-        """Changes if a file is added, removed, renamed or another one, or with the column."""
+        """A hash of the files' names, sizes and last bytes, and of the column."""
         known = self.files + self.ends + ([self.column] if self.column else [])
         return hashlib.sha256(json.dumps(known).encode("utf-8")).hexdigest()[:16]
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether a name below a folder begins with a dot, as do macOS' `._` files beside real ones."""
+    """Whether any part of a path begins with a dot, as macOS's `._` companion files do."""
     return any(part.startswith(".") for part in path.parts)
 
 
 def end_sha256(path: Path, length: int = 1 << 16) -> str:
-    """SHA-256 of a file's last bytes: a parquet file's lengths, smallest and largest values."""
+    """SHA-256 of a file's last bytes: for parquet the footer, with lengths and min/max values."""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - length))
         return hashlib.sha256(file.read()).hexdigest()
@@ -94,9 +94,9 @@ def end_sha256(path: Path, length: int = 1 << 16) -> str:
 def local_source(
     folder: Path, title: str, files: int | None = None, column: str | None = None
 ) -> Source:
-    """The .parquet files below a folder, in the order of their names; they are left there.
+    """The .parquet files under a folder, sorted by name; they are never removed.
 
-    Hidden ones are skipped, and it is said how many.
+    Hidden ones are skipped and their number is printed.
     """
     if not folder.is_dir():
         raise UserError(f"--local {folder}: no such folder")
@@ -110,13 +110,13 @@ def local_source(
 
 
 def dataset_meta(source: Source, name: str) -> dict:
-    """What meta.json says of a dataset of GPT-2 tokens, but for the shards."""
+    """meta.json of a dataset of GPT-2 tokens, apart from the shards."""
     meta = {"name": name, "source": source.title, "fingerprint": source.fingerprint}
     return meta | {"tokenizer": {"name": "gpt2"}, "vocab_size": GPT2Tokenizer.vocab_size}
 
 
 def same_dataset(out: Path, fingerprint: str, name: str) -> dict | None:
-    """The meta of `out` if it is this dataset, finished; else None."""
+    """The meta of `out` if it holds this dataset and is finished; else None."""
     if not (out / "meta.json").exists() or (out / "progress.json").exists():
         return None
     meta = read_meta(out)
@@ -125,7 +125,7 @@ def same_dataset(out: Path, fingerprint: str, name: str) -> dict | None:
 
 
 def is_finished(out: Path, source: Source, name: str) -> bool:
-    """Whether `out` is this dataset already, finished; says so."""
+    """Whether `out` already holds this dataset, finished; prints a line if so."""
     there = same_dataset(out, source.fingerprint, name) is not None
     if there:
         print(f"{out}: already there, from {source.title}")
@@ -133,7 +133,7 @@ def is_finished(out: Path, source: Source, name: str) -> bool:
 
 
 def refuse_other_dataset(out: Path, name: str, tokenizer: str) -> None:
-    """Raise UserError if a folder about to be written holds another dataset, or one half made."""
+    """Raise UserError if a folder about to be written holds another or an unfinished dataset."""
     other = "remove it or choose another --out"
     if (out / "progress.json").exists():
         raise UserError(f"{out}: another dataset is being made there; {other}")
@@ -141,14 +141,14 @@ def refuse_other_dataset(out: Path, name: str, tokenizer: str) -> None:
         return
     try:
         meta = read_meta(out)
-    except UserError:  # damaged: to be made again
+    except UserError:  # damaged: may be overwritten
         return
     if (meta.get("name"), meta["tokenizer"].get("name")) != (name, tokenizer):
         raise UserError(f"{out}: holds the dataset {meta.get('name')}; {other}")
 
 
 def verify(out: Path) -> None:
-    """Read a dataset again: every SHA-256 and every id; raises UserError that names the shard."""
+    """Check a dataset's every SHA-256 and id; raises UserError that names the shard."""
     print(f"{out}: {verify_shards(out):,} tokens, every shard undamaged")
 
 
@@ -163,14 +163,14 @@ def hub_source(
     suffix: str = ".parquet",
     column: str | None = None,
 ) -> Source:
-    """The files below a folder of a dataset on the Hugging Face hub, fetched one by one.
+    """The files under a folder of a dataset on the Hugging Face hub, fetched one by one.
 
-    HF_ENDPOINT, HF_TOKEN and the proxy variables are obeyed; a broken transfer is continued; the
-    length and the SHA-256 that the hub lists are compared.
+    Honours HF_ENDPOINT, HF_TOKEN and the proxy variables. Interrupted downloads are resumed, and
+    length and SHA-256 are compared with those the hub lists.
     """
     from huggingface_hub import hf_hub_download
 
-    advice = "once the hub can be reached, the same command goes on; or give files with --local"
+    advice = "run the same command again when the hub is reachable, or give files with --local"
     listed = dataset_files(repo, folder, revision, suffix, advice)[:files]
     sizes = {entry.path: entry.size for entry in listed}
     sums = {entry.path: entry.lfs.sha256 for entry in listed if entry.lfs}
@@ -181,13 +181,13 @@ def hub_source(
         right = path.stat().st_size == sizes[name]
         if not right or (name in sums and file_sha256(path) != sums[name]):
             path.unlink()
-            raise OSError(f"{name}: damaged on the way (length or SHA-256 differs)")
+            raise OSError(f"{name}: damaged in transfer (length or SHA-256 differs)")
         return path
 
     def fetch(name: str) -> Path:
         return ask_hub(lambda: fetch_once(name), advice)
 
     release = (lambda path: None) if keep else (lambda path: path.unlink())
-    title = f"{repo}, {folder or 'all of it'}, revision {revision}"
+    title = f"{repo}, {folder or 'all files'}, revision {revision}"
     files_and_sizes = list(sizes.items())
     return Source(title, files_and_sizes, fetch, release, remote=True, sums=sums, column=column)

@@ -1,4 +1,4 @@
-"""One text into a dataset: the first nine tenths for training, the rest for validation."""
+"""Make a dataset of one text: the first nine tenths for training, the rest for validation."""
 
 import argparse
 import contextlib
@@ -17,24 +17,24 @@ from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
 
 
 def text_parser(prog: str, docstring: str) -> OneLineParser:
-    """The flags that the recipes for text share; --help begins with the program's docstring."""
+    """The options that the recipes for text share; --help begins with the program's docstring."""
     parser = OneLineParser(prog=prog, description=docstring)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     kinds = "characters (the default) or GPT-2's tokens"
     parser.add_argument("--tokenizer", choices=["char", "gpt2"], default="char", help=kinds)
     default = "data/NAME of this repository, data/NAME_gpt2 for GPT-2's tokens"
     parser.add_argument("--out", type=Path, help=f"folder for the dataset (default: {default})")
-    parser.add_argument("--verify", action="store_true", help="read OUT again, compare all sums")
+    parser.add_argument("--verify", action="store_true", help="check the dataset in OUT")
     return parser
 
 
 def default_out(name: str, tokenizer: str) -> Path:
-    """Where a dataset goes without --out."""
+    """The default of --out."""
     return DATA / (name if tokenizer == "char" else f"{name}_gpt2")
 
 
 def text_recipe(name: str, docstring: str, source: str, collect: Callable[[], str]) -> None:
-    """The main() of a recipe made from one text: first 90 % for training, the rest validation."""
+    """The main() of a recipe for a single text: first 90 % for training, the rest validation."""
     args = text_parser(f"{name}.py", docstring).parse_args()
     out = args.out or default_out(name, args.tokenizer)
     if args.verify:
@@ -65,7 +65,7 @@ def text_recipe(name: str, docstring: str, source: str, collect: Callable[[], st
 
 
 def write_splits(folder: Path, meta: dict, train: np.ndarray, val: np.ndarray) -> dict:
-    """Write a small dataset that is already split: one shard each, and meta.json."""
+    """Write a small dataset that is already split: one shard per split, and meta.json."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     splits = {

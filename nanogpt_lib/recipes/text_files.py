@@ -1,8 +1,8 @@
-"""One's own files as documents: .txt and .md, .jsonl and .parquet, read in small parts.
+"""Your own files as documents: .txt, .md, .jsonl and .parquet, read in small parts.
 
-A .txt or .md file is one document, a line of .jsonl and a row of .parquet is one each. Text is read
-in units (a document, or a block of a long file), a unit is handed on in pieces, and a piece knows
-its place, from which reading can begin again after a kill.
+A .txt or .md file is one document; so is each line of .jsonl and each row of .parquet. Text is read
+in units (a document, or a block of a long file) and yielded in pieces; each piece records its
+place, from which reading can resume after a kill.
 """
 
 import codecs
@@ -22,14 +22,14 @@ from nanogpt_lib.support.files import file_sha256
 from nanogpt_lib.support.vocabulary import without_surrogates
 
 KINDS = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
-BLOCK = 1 << 20  # bytes of a text file that are read at a time
-PIECE = 1 << 16  # characters that are encoded at a time
+BLOCK = 1 << 20  # bytes of a text file read at a time
+PIECE = 1 << 16  # characters encoded at a time
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file to read, its name below the folder that was given, and how it is read."""
+    """A file to read, its name relative to the given folder, and its format."""
 
     path: Path
     name: str
@@ -38,21 +38,21 @@ class TextFile:
 
 @dataclass(frozen=True)
 class Unit:
-    """Text that lies together in a file: a document, or a block of one."""
+    """Contiguous text of a file: a document, or a block of one."""
 
-    offset: int  # the byte of a text or line, the row of a table
+    offset: int  # byte offset in a text or .jsonl file, row number in a .parquet file
     text: str
-    begins: bool  # whether a document begins with it
+    begins: bool  # whether it begins a document
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Text to be encoded at a time."""
+    """Text that is encoded in one go."""
 
     # file, unit's offset, characters into the unit, characters and documents before the unit
     place: tuple[int, int, int, int, int]
     text: str
-    begins: bool  # whether a document begins with it
+    begins: bool  # whether it begins a document
     held_out: bool  # whether it is for validation
 
 
@@ -60,9 +60,9 @@ BEGIN = (0, 0, 0, 0, 0)
 
 
 def find_files(given: list[Path]) -> tuple[list[TextFile], int, int]:
-    """The files to read, in the order given and of names; how many hidden and other ones there are.
+    """The files to read (folders sorted by name), and how many hidden and other ones are skipped.
 
-    A file that is named is read whatever its suffix, as text if it is no .jsonl or .parquet.
+    A file given by name is read whatever its suffix: as text unless it is .jsonl or .parquet.
     Raises UserError if there is nothing to read.
     """
     found, hidden, others = [], 0, 0
@@ -80,38 +80,37 @@ def find_files(given: list[Path]) -> tuple[list[TextFile], int, int]:
     once = {file.path.resolve(): file for file in reversed(found)}
     files = [file for file in found if once[file.path.resolve()] is file]
     if not files:
-        raise UserError(f"{given[0]}: holds no {', '.join(KINDS)} files")
+        raise UserError(f"{given[0]}: has no {', '.join(KINDS)} files")
     return files, hidden, others
 
 
 def fingerprint(files: list[TextFile], *settings) -> str:
-    """Changes if a file or a setting does: made from the contents, not from sizes and dates."""
+    """A hash of the files' contents (not sizes or dates) and the settings."""
     sums = [(file.name, file_sha256(file.path)) for file in files]
     return hashlib.sha256(json.dumps([sums, settings]).encode("utf-8")).hexdigest()[:16]
 
 
 def decode_utf8(file: TextFile, data: bytes, offset: int, final: bool = True) -> tuple[str, int]:
-    """Bytes → text and the number of bytes it takes; raises UserError that names the offset."""
+    """Bytes → text and the number of bytes used; raises UserError that names the offset."""
     try:
         text, used = codecs.utf_8_decode(data, "strict", final)
     except UnicodeDecodeError as error:
         at = offset + error.start
         kind = "UTF-16" if offset == 0 and data.startswith(UTF16) else "another encoding"
         raise UserError(
-            f"{file.path}: byte {data[error.start]:#04x} at offset {at} is no UTF-8 ({kind} or no "
-            f"text); save the file as UTF-8"
+            f"{file.path}: byte {data[error.start]:#04x} at offset {at} is not UTF-8 ({kind} or "
+            f"not text); save the file as UTF-8"
         ) from error
     if "\0" in text:
         at = offset + data.index(b"\0")
-        raise UserError(f"{file.path}: a zero byte at offset {at} (UTF-16, or no text)")
+        raise UserError(f"{file.path}: a zero byte at offset {at} (UTF-16, or not text)")
     return text, used
 
 
 def last_break(text: str) -> int:
     """The last place where white space begins; the whole length if there is none.
 
-    No token of GPT-2 reaches from before such a place to behind it, so that the parts have the
-    tokens of the whole.
+    No GPT-2 token spans such a place, so splitting there does not change the tokens.
     """
     first = max(0, len(text) - 10_000)
     breaks = [match.start() for match in re.finditer(r"(?<=\S)\s", text[first:])]
@@ -119,7 +118,7 @@ def last_break(text: str) -> int:
 
 
 def text_units(file: TextFile, column: str | None, start: int) -> Iterator[Unit]:
-    """A text file, block by block; a byte-order mark is left out, \\r\\n becomes \\n."""
+    """A text file, block by block, without a byte-order mark; \\r\\n and \\r become \\n."""
     with open(file.path, "rb") as opened:
         offset = start
         while True:
@@ -139,27 +138,27 @@ def text_units(file: TextFile, column: str | None, start: int) -> Iterator[Unit]
 
 
 def json_line(file: TextFile, line: bytes, number: int, offset: int):
-    """What a line of .jsonl holds; raises UserError that names the line."""
+    """Parse a line of .jsonl; raises UserError that names the line."""
     text, _ = decode_utf8(file, line, offset)
     try:
         return json.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deep")
-        raise UserError(f"{file.path}: line {number} is no JSON ({reason})") from error
+        reason = getattr(error, "msg", "nested too deeply")
+        raise UserError(f"{file.path}: line {number} is not JSON ({reason})") from error
 
 
 def jsonl_field(file: TextFile, first, wanted: str | None) -> str | None:
-    """The field that holds the text, chosen at the first line; None if lines are bare strings."""
+    """The text field, chosen from the first line; None if the lines are plain strings."""
     if isinstance(first, str):
         return None
     if not isinstance(first, dict):
-        raise UserError(f"{file.path}: line 1 holds neither an object nor a string")
+        raise UserError(f"{file.path}: line 1 is neither an object nor a string")
     strings = [name for name, value in first.items() if isinstance(value, str)]
     return choose_column(list(first), strings, wanted, str(file.path))
 
 
 def jsonl_units(file: TextFile, column: str | None, start: int) -> Iterator[Unit]:
-    """The texts of a .jsonl file, line by line; blank lines are left out, a null is empty."""
+    """The texts of a .jsonl file, line by line; blank lines and null texts are skipped."""
     field, chosen, offset = None, False, 0
     with open(file.path, "rb") as opened:
         for number, line in enumerate(opened, 1):
@@ -181,7 +180,7 @@ def jsonl_units(file: TextFile, column: str | None, start: int) -> Iterator[Unit
 def parquet_units(file: TextFile, column: str | None, start: int) -> Iterator[Unit]:
     """The texts of a parquet file, row by row."""
     name, row = str(file.path), 0
-    read_footer(file.path, name)  # says what is wrong with a file that is not whole
+    read_footer(file.path, name)  # reports a damaged file
     with pq.ParquetFile(file.path) as opened:
         column = text_column(opened, column, name)
     for texts in read_texts(file.path, name, column):
@@ -210,9 +209,9 @@ def read_pieces(
     cut: float,
     start: tuple[int, int, int, int, int] = BEGIN,
 ) -> Iterator[Piece]:
-    """All texts in pieces, from a piece's place on; what lies behind character `cut` is held out.
+    """All texts in pieces, from the place `start`; those after character `cut` are held out.
 
-    The separator stands between documents and counts as text of the one that follows.
+    The separator between documents counts as text of the document that follows.
     """
     first_file, offset, within, characters, documents = start
     for number in range(first_file, len(files)):

@@ -1,1 +1,1 @@
-"""What carries the lessons, written by hand: files, the hub, the command line, this machine."""
+"""Hand-written code that the lessons rest on: files, the hub, the command line, this machine."""

@@ -1,8 +1,8 @@
-"""The files of a checkpoint: written beside and renamed, verified, read by rows, pruned.
+"""The files of a checkpoint: writing them atomically, verifying, reading by rows, pruning.
 
-A checkpoint's tensors lie in NAME.safetensors or, if each process holds a share (FSDP), in one file
-per process: NAME_rank_0003-of-0008.safetensors has rank 3's rows of every tensor. The rows of all
-files, in order of rank, are the whole tensor, so any number of processes can read them.
+A checkpoint's tensors are in NAME.safetensors or, if each process holds a share (FSDP), in one file
+per process: NAME_rank_0003-of-0008.safetensors has rank 3's rows of every tensor. Concatenated in
+rank order they give the full tensor, so any number of processes can read them.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from nanogpt_lib.support.files import file_sha256, flush_names, read_sealed
 from nanogpt_lib.support.processes import World, on_every_rank, refuse
 from nanogpt_lib.support.sharding import copy_rows, own_rows
 
-FORMATS = (1, 2)  # 1: the optimizer's state by the parameter's number, 2: by its name
+FORMATS = (1, 2)  # optimizer state is keyed by parameter number in 1, by parameter name in 2
 
 
-# --- which there are ----------------------------------------------------------------------------
+# --- listing ------------------------------------------------------------------------------------
 
 
 def checkpoints(out: str | Path) -> list[Path]:
@@ -41,9 +41,9 @@ def step_of(folder: Path) -> int:
 
 
 def shared_checkpoints(out: str | Path, world: World) -> list[Path]:
-    """`checkpoints` as rank 0 sees them; every rank calls.
+    """`checkpoints` as rank 0 sees them; every rank must call this.
 
-    Raises UserError if another rank sees other ones: then `out` is not one folder for all.
+    Raises UserError if another rank sees different ones: then `out` is not a shared folder.
     """
     names = on_every_rank(lambda: [folder.name for folder in checkpoints(out)], world)[0]
     found = [Path(out) / "checkpoints" / name for name in names]
@@ -54,7 +54,7 @@ def shared_checkpoints(out: str | Path, world: World) -> list[Path]:
 
     seen = on_every_rank(contents, world)
     if any(other != seen[0] for other in seen):
-        refuse(f"{out}: other checkpoints on other nodes; it must be a shared folder", world)
+        refuse(f"{out}: the nodes see different checkpoints; it must be a shared folder", world)
     return found
 
 
@@ -63,15 +63,15 @@ def shared_checkpoints(out: str | Path, world: World) -> list[Path]:
 
 @contextlib.contextmanager
 def written_beside(final: Path, writers: World) -> Iterator[Path]:
-    """Yield a new folder beside `final` to write into; it gets that name if the block ends well.
+    """Yield a temporary folder next to `final`; it is renamed to `final` if the block succeeds.
 
-    All `writers` call. Raises UserError if the disk is full or the like; nothing is left then.
+    All `writers` must call this. Raises UserError, and cleans up, if writing fails (a full disk).
     """
     temporary, old = (final.with_name(final.name + end) for end in (".tmp", ".old.tmp"))
 
     def begin() -> None:
         if writers.is_main:
-            for stale in final.parent.glob("step_*.tmp"):  # what a kill left
+            for stale in final.parent.glob("step_*.tmp"):  # left by a killed run
                 shutil.rmtree(stale, ignore_errors=True)
             temporary.mkdir(parents=True)
 
@@ -80,7 +80,7 @@ def written_beside(final: Path, writers: World) -> Iterator[Path]:
         yield temporary
         if writers.is_main:
             flush_names(temporary)
-            with contextlib.suppress(FileNotFoundError):  # there is one only if it is damaged
+            with contextlib.suppress(FileNotFoundError):  # exists only if it is damaged
                 os.replace(final, old)
             os.replace(temporary, final)
             flush_names(final.parent)
@@ -88,15 +88,17 @@ def written_beside(final: Path, writers: World) -> Iterator[Path]:
     except (UserError, OSError) as error:
         if writers.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"{final}: cannot be saved ({error}); the older ones are whole") from error
+        raise UserError(
+            f"{final}: cannot be saved ({error}); older checkpoints are intact"
+        ) from error
 
 
 def write_tensors(
     folder: Path, contents: dict[str, dict[str, Tensor]], writers: World
 ) -> dict[str, dict]:
-    """Write the tensors of each name into its file or, if they are sharded, its files.
+    """Write each name's tensors into its file or, if they are sharded, one file per writer.
 
-    All `writers` call. Returns {file: size and SHA-256}, of all of them.
+    All `writers` must call this. Returns {file: size and SHA-256} for all files.
     """
 
     def write_own() -> dict[str, dict]:
@@ -125,8 +127,8 @@ def write_tensors(
 def read_state(folder: Path, world: World = World()) -> dict:  # noqa: B008 (frozen)
     """Read state.json of one checkpoint and verify the other files against it.
 
-    Several processes share the work of verifying; all call. Raises UserError, on all of them, if
-    any finds something missing, cut short or damaged.
+    Processes share the work; all must call this. Raises UserError on all of them if any finds a
+    file missing, truncated or damaged.
     """
 
     def read_own() -> tuple[dict | None, str]:
@@ -142,18 +144,18 @@ def read_state(folder: Path, world: World = World()) -> dict:  # noqa: B008 (fro
 
 
 def read_verified(folder: Path, world: World) -> dict:
-    """`read_state` without a word to the others: this rank verifies each W-th file."""
+    """`read_state` without communication: this rank verifies every W-th file, W = world size."""
     path = folder / "state.json"
     try:
         state = read_sealed(path)
         if state["format"] not in FORMATS:
-            raise UserError(f"{path}: format {state['format']}, this library reads 1 and 2")
+            raise UserError(f"{path}: format {state['format']}; this library reads 1 and 2")
         for number, (name, expected) in enumerate(sorted(state["files"].items())):
             file = folder / Path(name).name
             if not file.exists() or file.stat().st_size != expected["bytes"]:
-                raise UserError(f"{file}: missing or cut short")
+                raise UserError(f"{file}: missing or truncated")
             if number % world.size == world.rank and file_sha256(file) != expected["sha256"]:
-                raise UserError(f"{file}: damaged (its SHA-256 is not the recorded one)")
+                raise UserError(f"{file}: damaged (its SHA-256 differs from the recorded one)")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (KeyError, TypeError, AttributeError) as error:
@@ -162,9 +164,9 @@ def read_verified(folder: Path, world: World) -> dict:
 
 
 class TensorFiles:
-    """The tensors of one name in a checkpoint, in one file or one per process; read when asked.
+    """One name's tensors in a checkpoint, in one file or one per process; read on demand.
 
-    Raises UserError if the files are no safetensors or do not fit together.
+    Raises UserError if the files are not valid safetensors or do not fit together.
     """
 
     def __init__(self, folder: Path, name: str, state: dict):
@@ -172,13 +174,13 @@ class TensorFiles:
         self.paths = [folder / file for file in sorted(state["files"]) if part.fullmatch(file)]
         self.place = f"{folder}: {name}"
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.pieces: dict[str, list[tuple[Path, int]]] = {}  # where the rows are, and how many
+        self.pieces: dict[str, list[tuple[Path, int]]] = {}  # file and number of rows
         for path in self.paths:
             with self.opened(path) as file:
-                for key in file.keys():  # noqa: SIM118 (no mapping)
+                for key in file.keys():  # noqa: SIM118 (not a mapping)
                     shape = tuple(file.get_slice(key).get_shape())
                     if (known := self.shapes.get(key, (0, *shape[1:])))[1:] != shape[1:]:
-                        raise UserError(f"{path}: {key} does not continue the files before it")
+                        raise UserError(f"{path}: {key} does not match the preceding files")
                     self.pieces.setdefault(key, []).append((path, shape[0] if shape else 1))
                     self.shapes[key] = (known[0] + shape[0], *shape[1:]) if shape else ()
         if not self.paths:
@@ -186,16 +188,16 @@ class TensorFiles:
 
     @contextlib.contextmanager
     def opened(self, path: Path):
-        """A file, open for a moment."""
+        """Open a file; turn its errors into UserError."""
         try:
             with safe_open(path, framework="pt") as file:
                 yield file
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: no whole safetensors file ({error})") from error
+            raise UserError(f"{path}: not a complete safetensors file ({error})") from error
 
     def rows(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows start to stop of a tensor; without them all of it."""
-        if not self.shapes[key]:  # a number, in one of the files
+        """Rows start to stop of a tensor, by default all of them."""
+        if not self.shapes[key]:  # a scalar, in one of the files
             with self.opened(self.pieces[key][0][0]) as file:
                 return file.get_tensor(key)
         stop, found, first = self.shapes[key][0] if stop is None else stop, [], 0
@@ -208,41 +210,41 @@ class TensorFiles:
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def like(self, parameter: Tensor, key: str) -> Tensor:
-        """A tensor that belongs to a parameter, cut and placed as that one is; or a single number.
+        """Read a tensor that belongs to `parameter`, with its sharding and device; or a scalar.
 
-        Raises UserError if it has another shape.
+        Raises UserError if the shapes differ.
         """
         if self.shapes[key] == ():
             return self.rows(key)
         if self.shapes[key] != tuple(parameter.shape):
-            raise UserError(f"{self.place}: {key} does not fit the model (other shapes)")
+            raise UserError(f"{self.place}: {key} does not fit the model (shapes differ)")
         tensor = torch.empty_like(parameter, requires_grad=False)
         copy_rows(tensor, lambda start, stop: self.rows(key, start, stop))
         return tensor
 
     def everything(self) -> dict[str, Tensor]:
-        """All tensors, whole."""
+        """All tensors, unsharded."""
         return {key: self.rows(key) for key in self.shapes}
 
     def copy_into(self, tensors: dict[str, Tensor]) -> None:
-        """Fill tensors, plain or sharded, each with those of its rows that it holds.
+        """Copy into tensors, plain or sharded; a sharded one gets the rows this rank holds.
 
-        Raises UserError if the names or the shapes are others.
+        Raises UserError if names or shapes differ.
         """
         if odd := sorted(tensors.keys() ^ self.shapes.keys()):
-            raise UserError(f"{self.place}: not the tensors of this model, first {odd[0]}")
+            raise UserError(f"{self.place}: not the tensors of this model, starting with {odd[0]}")
         for key, tensor in tensors.items():
             if tuple(tensor.shape) != self.shapes[key]:
-                shapes = f"{self.shapes[key]}, the model needs {tuple(tensor.shape)}"
+                shapes = f"{self.shapes[key]}; the model needs {tuple(tensor.shape)}"
                 raise UserError(f"{self.place}: {key} has shape {shapes}")
             copy_rows(tensor, lambda start, stop, key=key: self.rows(key, start, stop))
 
 
-# --- what stays ---------------------------------------------------------------------------------
+# --- pruning ------------------------------------------------------------------------------------
 
 
 def discard(folder: Path) -> None:
-    """Remove a checkpoint, if it is there; killed half-way, none is left under its name."""
+    """Remove a checkpoint if it exists; a kill midway leaves nothing under its name."""
     doomed = folder.with_name(folder.name + ".old.tmp")
     with contextlib.suppress(OSError):
         os.replace(folder, doomed)
@@ -250,9 +252,9 @@ def discard(folder: Path) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Has this checkpoint all its files, none of them cut short?
+    """Whether this checkpoint has all its files, none of them truncated.
 
-    That is told by sizes: to hash them again would take minutes for a large model, at every save.
+    Only sizes are compared: hashing a large model again would add minutes to every save.
     """
     try:
         files = read_sealed(folder / "state.json")["files"]
@@ -262,14 +264,14 @@ def is_complete(folder: Path) -> bool:
 
 
 def prune(out: str | Path, saved: int, keep: int, val_losses: dict[int, float]) -> None:
-    """Keep the newest `keep` complete checkpoints (0: all) and that of the lowest validation loss.
+    """Keep the newest `keep` complete checkpoints (0: all) and the one with the best loss.
 
-    An incomplete one does not count, and goes when it is older than those that stay.
+    An incomplete one does not count, and is removed once it is older than those that are kept.
 
-    The one just saved, of step `saved`, is the newest. One of a later step comes from before the
-    run went back (it was damaged, and an older one resumed): the run's log no longer knows it, so
-    it is set aside under another name, not counted, and never resumed. `val_losses` holds step →
-    loss; a checkpoint of a step that is not in it is never the best.
+    The one just saved, at step `saved`, is the newest. If one has a later step, it was damaged and
+    the run resumed from an older one: the log no longer covers it, so it is renamed, not counted
+    and never resumed. `val_losses` maps step → validation loss; a checkpoint whose step is not in
+    it is never the best.
     """
     folders = checkpoints(out)
     for folder in folders:
@@ -287,12 +289,13 @@ def prune(out: str | Path, saved: int, keep: int, val_losses: dict[int, float]) 
 
 
 def set_aside(folder: Path) -> None:
-    """Rename a checkpoint so that no run takes it for one of its own."""
+    """Rename a checkpoint so that no run resumes from it."""
     aside = folder.with_name(folder.name + ".set-aside")
     shutil.rmtree(aside, ignore_errors=True)
     with contextlib.suppress(OSError):
         os.replace(folder, aside)
         print(
-            f"{folder}: from before the run went back to an older checkpoint; now {aside.name}",
+            f"{folder}: written before the run resumed from an older checkpoint; "
+            f"renamed to {aside.name}",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""meta.json of a dataset folder: what it must say, reading it, and verifying the shards."""
+"""meta.json of a dataset folder: writing it, reading it, and verifying the shards."""
 
 import json
 import re
@@ -11,9 +11,9 @@ from nanogpt_lib.support.shard_files import check_ids, check_shard
 
 
 def write_meta(folder: Path, meta: dict, splits: dict[str, list[dict]]) -> dict:
-    """Write meta.json: what `meta` says (name, source, tokenizer, vocab_size), and the shards."""
+    """Write meta.json: `meta` (name, source, tokenizer, vocab_size) and the shards by split."""
     for split in ("train", "val"):
-        if sum(shard["tokens"] for shard in splits[split]) < 2:  # one to read, one to predict
+        if sum(shard["tokens"] for shard in splits[split]) < 2:  # one input, one target
             raise UserError(f"{folder}: no tokens left for the {split} split; too little text")
     meta = {"format": 2, "dtype": "uint16", **meta, "splits": splits}
     write_json(Path(folder) / "meta.json", seal(meta))
@@ -21,7 +21,7 @@ def write_meta(folder: Path, meta: dict, splits: dict[str, list[dict]]) -> dict:
 
 
 def is_whole(meta: dict) -> bool:
-    """Whether a meta.json has every field a reader needs, and names no file outside its folder."""
+    """Whether a meta.json has every required field and names no file outside its folder."""
     shards = meta["splits"]["train"] + meta["splits"]["val"]
     named = all(re.fullmatch(r"\w[\w.-]*\.(npy|bin)", s["file"]) for s in shards)
     counts = [meta["vocab_size"], *(s["tokens"] for s in shards)]
@@ -35,9 +35,9 @@ def is_whole(meta: dict) -> bool:
 
 
 def read_meta(folder: str | Path) -> dict:
-    """meta.json of a dataset folder, checked; raises UserError that says what is wrong.
+    """Read and check meta.json of a dataset folder; raises UserError that says what is wrong.
 
-    For a folder of nanoGPT or llm.c, which has none, what it would say.
+    For a folder of nanoGPT or llm.c, which has none, returns what it would contain.
     """
     folder, path = Path(folder), Path(folder) / "meta.json"
     if not folder.is_dir():
@@ -52,32 +52,33 @@ def read_meta(folder: str | Path) -> dict:
         return meta
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        if "sha256" in meta or meta["format"] != 1:  # format 1 was written without a seal
+        if "sha256" in meta or meta["format"] != 1:  # format 1 had no SHA-256
             meta = read_sealed(path)
         whole = is_whole(meta)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
-        raise UserError(f"{path}: damaged or of another format; run the recipe again")
+        raise UserError(f"{path}: damaged or in another format; run the recipe again")
     return meta
 
 
 def check_split(folder: Path, split: str, shards: list[dict]) -> None:
-    """Open every shard of a split once and close it again; raises UserError that names what is
-    wrong. A window takes two tokens at least: one to read and one to predict.
+    """Open every shard of a split once; raises UserError that names the problem.
+
+    A window needs at least two tokens: one input and one target.
     """
     if not shards:
         raise UserError(f"{folder}: has no {split} split")
     tokens = sum(check_shard(folder, shard).size for shard in shards)
     if tokens < 2:
-        raise UserError(f"{folder}: the {split} split holds {tokens} token, too few; add text")
+        raise UserError(f"{folder}: the {split} split has {tokens} token, too few; add text")
 
 
 def verify_shards(folder: str | Path, part: int = 0, parts: int = 1) -> int:
-    """Read every shard: SHA-256 as in meta.json (where it has one), every id in the vocabulary?
+    """Read every shard; check its SHA-256 (if meta.json has one) and that every id is in range.
 
-    Of several processes, each verifies its part: one shard in `parts`, from number `part` on.
-    Returns the number of tokens; raises UserError that names the shard, and for an id its offset.
+    With several processes, each verifies every `parts`-th shard, starting at number `part`.
+    Returns the number of tokens. Raises UserError that names the shard and, for an id, its offset.
     """
     folder, meta, total = Path(folder), read_meta(folder), 0
     for shard in (meta["splits"]["train"] + meta["splits"]["val"])[part::parts]:

@@ -1,4 +1,4 @@
-"""Files from NANOGPT_MIRROR or the internet: continued after a break, compared with their sum."""
+"""Files from NANOGPT_MIRROR or the internet: resumed if interrupted, checked by SHA-256."""
 
 import http.client
 import os
@@ -15,7 +15,7 @@ from nanogpt_lib.support.files import file_sha256
 
 
 def from_mirror(name: str) -> Path | str | None:
-    """Where NANOGPT_MIRROR keeps `name`: a path if the mirror is a folder, a URL if it is one."""
+    """Locate `name` in NANOGPT_MIRROR: a path if that is a folder, a URL if it is a URL."""
     mirror = os.environ.get("NANOGPT_MIRROR", "")
     if mirror.startswith(("http://", "https://")):
         return f"{mirror.rstrip('/')}/{name}"
@@ -25,9 +25,10 @@ def from_mirror(name: str) -> Path | str | None:
 
 
 def obtain(name: str, url: str, path: Path, sha256: str | None = None, timeout: float = 30) -> str:
-    """Put a file at `path`, from NANOGPT_MIRROR if it has `name`, else from `url`; say from where.
+    """Put a file at `path`, from NANOGPT_MIRROR if it has `name`, else from `url`.
 
-    A file that is there already is kept if its sum is right. Raises UserError if nothing works.
+    Returns where it came from. An existing file is kept if its SHA-256 matches. Raises UserError
+    if it can be had from neither.
     """
     if path.exists() and (sha256 is None or file_sha256(path) == sha256):
         return "already here"
@@ -39,7 +40,7 @@ def obtain(name: str, url: str, path: Path, sha256: str | None = None, timeout: 
         where = "the mirror"
     else:
         if sha256 is None:
-            temporary.unlink(missing_ok=True)  # nothing could tell whether the halves fit
+            temporary.unlink(missing_ok=True)  # without a sum, a resumed file cannot be checked
         download(mirror or url, temporary, timeout)
         where = mirror or url
     if sha256 is not None and file_sha256(temporary) != sha256:
@@ -50,10 +51,10 @@ def obtain(name: str, url: str, path: Path, sha256: str | None = None, timeout: 
 
 
 def download(url: str, path: Path, timeout: float = 30, attempts: int = 4) -> None:
-    """Fetch a URL into a file, with progress; continue a broken transfer, wait between attempts.
+    """Fetch a URL into a file, with a progress bar; retry with growing pauses, resuming each time.
 
-    What is there already, from an attempt that was killed, is continued too; what has arrived when
-    the last attempt fails stays for the next call.
+    A partial file left by a killed call is resumed too. If the last attempt fails, what has arrived
+    is kept for the next call.
     """
     for attempt in range(attempts):
         have = path.stat().st_size if path.exists() else 0
@@ -65,8 +66,8 @@ def download(url: str, path: Path, timeout: float = 30, attempts: int = 4) -> No
                 part = reply.headers.get("Content-Range", "")
                 if reply.status == 206 and not part.startswith(f"bytes {have}-"):
                     path.unlink(missing_ok=True)
-                    raise ValueError("the server sends another part than it was asked for")
-                have = have if reply.status == 206 else 0  # else it sends all of it again
+                    raise ValueError("the server sent a different range than requested")
+                have = have if reply.status == 206 else 0  # otherwise it sends the whole file
                 length = reply.headers.get("Content-Length")
                 total = have + int(length) if length else None
                 with (
@@ -75,19 +76,19 @@ def download(url: str, path: Path, timeout: float = 30, attempts: int = 4) -> No
                         desc=path.name, initial=have, total=total, unit="B", unit_scale=True
                     ) as bar,
                 ):
-                    while block := reply.read1(1 << 16):  # what is there, even if it stalls then
+                    while block := reply.read1(1 << 16):  # keep what has arrived if it stalls
                         file.write(block)
                         bar.update(len(block))
             if total is None or path.stat().st_size == total:
                 return
-            problem = f"{path.stat().st_size} of {total} bytes arrived"
+            problem = f"only {path.stat().st_size} of {total} bytes arrived"
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 416, 429):
                 path.unlink(missing_ok=True)
-                raise UserError(f"{url}: the server answers {error.code} {error.reason}") from error
+                raise UserError(f"{url}: the server replied {error.code} {error.reason}") from error
             if error.code == 416:
                 path.unlink(missing_ok=True)
-            problem = f"the server answers {error.code}"
+            problem = f"the server replied {error.code}"
         except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
             problem = str(getattr(error, "reason", error))
         if attempt + 1 < attempts:

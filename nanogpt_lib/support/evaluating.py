@@ -1,4 +1,4 @@
-"""A model in evaluation mode for a while."""
+"""Evaluation mode for the length of a `with` block."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ import torch.nn as nn
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Switch dropout and the like off inside; afterwards every module is in the mode it was in.
+    """Put the model into evaluation mode, then restore each module's own mode.
 
-    Also after an exception, and where some modules were in training mode and others were not.
+    It is restored after an exception too, and modules may have been in different modes.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

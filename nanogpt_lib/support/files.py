@@ -1,4 +1,4 @@
-"""Files that can be believed: written whole or not at all, sealed with a SHA-256."""
+"""Files that can be trusted: written atomically, with a SHA-256 of their contents."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from nanogpt_lib.support.errors import UserError
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write beside, flush to the disk, rename: a file under its final name is always whole."""
+    """Write a temporary file, fsync, rename: a file under its final name is always complete."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
@@ -18,7 +18,7 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:  # a write that fails does not tell in which file
+    except OSError as error:  # a failed write does not name its file
         error.filename = error.filename or str(path)
         raise
 
@@ -35,13 +35,13 @@ def file_sha256(path: Path) -> str:
 
 
 def seal(value: dict) -> dict:
-    """The same with a SHA-256 of its contents as last entry: a damaged copy is not believed."""
+    """Return `value` with its SHA-256, so that damage is detected."""
     text = json.dumps(value, sort_keys=True)
     return {**value, "sha256": hashlib.sha256(text.encode("utf-8")).hexdigest()}
 
 
 def read_sealed(path: Path) -> dict:
-    """Read a JSON file that holds `seal(value)` and return value; raises OSError or UserError."""
+    """Read a JSON file written from `seal(value)`; return value. Raises OSError or UserError."""
     try:
         sealed = json.loads(path.read_text(encoding="utf-8"))
         value = {name: entry for name, entry in sealed.items() if name != "sha256"}
@@ -49,12 +49,12 @@ def read_sealed(path: Path) -> dict:
     except (ValueError, AttributeError, RecursionError):
         whole = False
     if not whole:
-        raise UserError(f"{path}: damaged (its contents do not fit its SHA-256)")
+        raise UserError(f"{path}: damaged (its contents do not match its SHA-256)")
     return value
 
 
 def flush_names(folder: Path) -> None:
-    """Flush the names in a folder to the disk, as fsync does for contents (Windows does it)."""
+    """Flush a folder's entries to disk, as fsync does a file's contents (not needed on Windows)."""
     if os.name != "nt":
         handle = os.open(folder, os.O_RDONLY)
         os.fsync(handle)
@@ -62,7 +62,7 @@ def flush_names(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder that is about to be filled; raises UserError if nothing can be written."""
+    """Create a folder to write into; raises UserError if that is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -75,7 +75,7 @@ def make_folder(folder: Path) -> None:
 
 
 def in_units(size: float) -> str:
-    """Bytes as one says them: 12 B, 3.4 kB, 20 GB."""
+    """A number of bytes for people to read: 12 B, 3.4 kB, 20 GB."""
     for unit in ("B", "kB", "MB"):
         if size < 999.5:
             return f"{size:.3g} {unit}"
@@ -84,9 +84,9 @@ def in_units(size: float) -> str:
 
 
 def require_space(folder: Path, needed: float, what: str) -> None:
-    """Print how much space is needed and free; raises UserError if it is too little.
+    """Print how much space is needed and free; raises UserError if there is too little.
 
-    `what` says what the bytes are for, with its own figures.
+    `what` is the first half of the line: how much is needed, and for what.
     """
     free = shutil.disk_usage(folder).free
     text = f"{what}, {in_units(free)} free in {folder}"

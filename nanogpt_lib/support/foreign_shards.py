@@ -1,4 +1,4 @@
-"""Dataset folders that other programs made: nanoGPT, llm.c, the lecture's script."""
+"""Dataset folders made by other programs: nanoGPT, llm.c, the lecture's script."""
 
 import json
 import re
@@ -11,7 +11,7 @@ FOREIGN = re.compile(r"(?:(.+)_)?(train|val)(?:_\d+)?\.(bin|npy)")  # dataset, s
 
 
 def foreign_tokenizer(folder: Path) -> tuple[dict, int]:
-    """Tokenizer and vocabulary of a folder without meta.json: GPT-2, or what characters.json says.
+    """Tokenizer and vocabulary size of a folder without meta.json: characters.json, else GPT-2's.
 
     nanoGPT keeps its characters in a pickle, which can run code when opened; we do not open it.
     """
@@ -19,8 +19,8 @@ def foreign_tokenizer(folder: Path) -> tuple[dict, int]:
     if not alphabet.exists() and (folder / "meta.pkl").exists():
         code = "json.dump(''.join(pickle.load(open('meta.pkl','rb'))['stoi']), open(F,'w'))"
         raise UserError(
-            f"{folder}: characters, which only meta.pkl lists, and pickles are not opened here. "
-            f'If you made it, run there: python -c "import json, pickle; '
+            f"{folder}: its characters are listed only in meta.pkl, and pickles are not opened "
+            f'here. If you made it, run in that folder: python -c "import json, pickle; '
             f'{code.replace("F", repr(alphabet.name))}"'
         )
     if not alphabet.exists():
@@ -35,9 +35,9 @@ def foreign_tokenizer(folder: Path) -> tuple[dict, int]:
 
 
 def foreign_meta(folder: Path) -> dict | None:
-    """What meta.json would say of shards made by nanoGPT, llm.c or the lecture; None if none.
+    """What meta.json would contain for shards of nanoGPT, llm.c or the lecture; None without any.
 
-    A .npy needs a prefix, as in edufineweb_train_000001.npy: without one it is ours, unfinished.
+    A .npy needs a prefix, as in edufineweb_train_000001.npy: without one it is ours and unfinished.
     """
     splits, prefixes = {"train": [], "val": []}, set()
     for path in sorted(folder.iterdir()):
@@ -50,6 +50,6 @@ def foreign_meta(folder: Path) -> dict | None:
     if not prefixes:
         return None
     tokenizer, vocab_size = foreign_tokenizer(folder)
-    source = f"shards of another program, tokenizer taken to be {tokenizer['name']}"
+    source = f"shards of another program, tokenizer assumed to be {tokenizer['name']}"
     meta = {"format": 1, "dtype": "uint16", "name": folder.resolve().name, "source": source}
     return {**meta, "tokenizer": tokenizer, "vocab_size": vocab_size, "splits": splits}

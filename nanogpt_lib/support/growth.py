@@ -1,6 +1,6 @@
-"""What a later chapter changed in a definition of an earlier one, shown as a difference.
+"""A diff between a definition in one chapter and its replacement in a later one.
 
-A chapter asks with its own number: `difference("CausalSelfAttention", chapter=3)`.
+A chapter passes its own number: `difference("CausalSelfAttention", chapter=3)`.
 """
 
 import ast
@@ -11,24 +11,24 @@ from pathlib import Path
 
 from nanogpt_lib.support.places import ROOT
 
-COLOURS = {"+": "rgba(46,160,67,.25)", "-": "rgba(248,81,73,.25)"}  # over a light or dark page
+COLOURS = {"+": "rgba(46,160,67,.25)", "-": "rgba(248,81,73,.25)"}  # for light and dark pages
 LINE = '<span style="display: inline-block; min-width: 100%; background: {}">{}</span>'
 
 
 class Difference(str):
-    """A difference as text; a notebook shows added lines on green and removed ones on red."""
+    """A diff as text; a notebook shows added lines on green and removed ones on red."""
 
     __repr__ = str.__str__
 
     def _repr_html_(self) -> str:
-        """What Jupyter shows where it can show HTML."""
+        """The HTML that Jupyter displays."""
         lines = self.splitlines()
         lines = [LINE.format(COLOURS.get(s[:1], "none"), html.escape(s) or " ") for s in lines]
         return '<pre style="line-height: 1.3">' + "\n".join(lines) + "</pre>"
 
 
 def definitions(name: str, chapter: int, notebooks: Path) -> list[tuple[int, str]]:
-    """What the notebooks export under a name up to a chapter: (chapter, source), oldest first."""
+    """All exported definitions of a name up to a chapter: (chapter, source), oldest first."""
     found = []
     for path in sorted(notebooks.glob("[0-9][0-9]_*.ipynb")):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
@@ -48,7 +48,7 @@ def definitions(name: str, chapter: int, notebooks: Path) -> list[tuple[int, str
 def difference(name: str, chapter: int, context: int = 1, notebooks: Path | None = None):
     """What a chapter changed in the definition of `name`, with `context` lines around each change.
 
-    It reads the saved notebooks of this repository. LookupError if the chapter replaced nothing.
+    Reads the repository's saved notebooks. Raises LookupError if the chapter replaced nothing.
     """
     found = definitions(name, chapter, notebooks or ROOT / "notebooks")
     if len(found) < 2 or found[-1][0] != chapter:

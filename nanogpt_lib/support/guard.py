@@ -1,4 +1,4 @@
-"""Keep a run directory to one run, and end in good order when asked to."""
+"""Lock a run directory for one run, and stop cleanly on a signal."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ from nanogpt_lib.support.errors import UserError
 
 
 def lock_byte(handle: int) -> None:
-    """Lock one byte of an open file, far behind its text; raises OSError if another process has."""
+    """Lock one byte of an open file, far past its text; raises OSError if it is already locked."""
     if os.name == "nt":
         import msvcrt
 
@@ -24,10 +24,10 @@ def lock_byte(handle: int) -> None:
 
 
 def lock_run(out: Path):
-    """Lock a run directory until the returned file is closed or this process ends, however.
+    """Lock a run directory until the returned file is closed or this process ends in any way.
 
-    Raises UserError that names the process which holds it. A file system without locks (some
-    network ones) is used without.
+    Raises UserError that names the process holding the lock. On a file system without locks (some
+    network ones) the directory is used unlocked.
     """
     try:
         file = open(out / "lock", "a+", encoding="utf-8")  # noqa: SIM115
@@ -40,7 +40,7 @@ def lock_run(out: Path):
         holder = file.read(200).strip() or "another process"
         if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
             file.close()
-            raise UserError(f"{out}: in use by {holder}; end that one first") from error
+            raise UserError(f"{out}: in use by {holder}; stop that one first") from error
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}\n")
     file.flush()
@@ -48,9 +48,9 @@ def lock_run(out: Path):
 
 
 def claim(out: str | Path, resume: bool):
-    """Make the run directory and lock it (see `lock_run`).
+    """Create the run directory and lock it (see `lock_run`).
 
-    Raises UserError if it holds a run and that is not to be resumed; nothing is touched then.
+    Raises UserError, and touches nothing, if it holds a run and `resume` is false.
     """
     out = Path(out)
     try:
@@ -63,10 +63,10 @@ def claim(out: str | Path, resume: bool):
 
 
 def requests_to_end() -> list[signal.Signals]:
-    """The signals that ask a run to end, as far as this system has them.
+    """The signals that ask a run to stop, as far as this system has them.
 
-    SIGHUP: its terminal or ssh connection is gone; nohup says that this is no reason to end.
-    SIGUSR1: Slurm, some time before it kills. SIGBREAK: Windows, Ctrl-Break.
+    SIGHUP: the terminal or ssh connection is gone (ignored under nohup). SIGUSR1: Slurm's warning
+    some time before it kills the job. SIGBREAK: Ctrl-Break on Windows.
     """
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
     found = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -74,19 +74,19 @@ def requests_to_end() -> list[signal.Signals]:
 
 
 class Stopper:
-    """While its `with` block lasts, a request to end is noted in `signal` instead of killing.
+    """Inside its `with` block, a signal to stop is recorded in `signal` instead of killing.
 
-    SIGINT (Ctrl-C) or SIGTERM leaves at once, with the customary status, if it comes again later.
-    What comes within `passed_on` seconds of the first counts as the same request (Slurm and
-    torchrun both signal every process), and what a system sends as a warning is no repetition.
+    A second SIGINT (Ctrl-C) or SIGTERM exits at once with the customary status. One that arrives
+    within `passed_on` seconds of the first counts as the same request (Slurm and torchrun both
+    signal every process), and warning signals such as SIGHUP or SIGUSR1 do not count.
     """
 
     def __init__(self, passed_on: float = 5.0):
         self.signal, self.passed_on = 0, passed_on
-        self.asked: float | None = None  # when SIGINT or SIGTERM came first
+        self.asked: float | None = None  # when SIGINT or SIGTERM first arrived
 
     def note(self, number: int, frame) -> None:
-        """Remember the first signal; leave if SIGINT or SIGTERM is repeated later."""
+        """Record the first signal; exit if SIGINT or SIGTERM is repeated later."""
         self.signal = self.signal or int(number)
         if number not in (signal.SIGINT, signal.SIGTERM):
             return

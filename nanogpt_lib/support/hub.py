@@ -1,4 +1,4 @@
-"""The Hugging Face hub: checkpoint files, dataset files, its refusals in one line."""
+"""The Hugging Face hub: checkpoint files, dataset files, one-line errors."""
 
 import time
 from collections.abc import Callable
@@ -9,21 +9,21 @@ from nanogpt_lib.support.errors import UserError
 
 
 def is_reachable(repo: str) -> bool:
-    """Whether the hub answers, asked once a minute at most, so that nobody waits for every file."""
+    """Whether the hub responds; asked at most once a minute, not once per file."""
     return answers(repo, int(time.monotonic() // 60))
 
 
 @lru_cache(maxsize=16)
 def answers(repo: str, minute: int) -> bool:
-    """One question without retries: huggingface_hub's own take half a minute without internet."""
+    """One request without retries: huggingface_hub's own take half a minute without internet."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         get_hf_file_metadata(hf_hub_url(repo, "config.json"))
-    except HfHubHTTPError:  # an answer too; the download meets it again and says what it means
+    except HfHubHTTPError:  # an error is a response too; the download will report it
         return True
-    except Exception:  # no network, or HF_HUB_OFFLINE: what the cache holds must do
+    except Exception:  # no network, or HF_HUB_OFFLINE: only the cache is left
         return False
     return True
 
@@ -31,8 +31,8 @@ def answers(repo: str, minute: int) -> bool:
 def hub_file(repo: str, filename: str, optional: bool = False) -> Path | None:
     """Download one file of a hub repository (or find it in the cache); None if it has no such file.
 
-    Obeys HF_ENDPOINT, HF_HUB_OFFLINE and the cache settings of huggingface_hub. Raises UserError
-    when the hub cannot be reached and the file is not cached; for an `optional` one returns None.
+    Honours HF_ENDPOINT, HF_HUB_OFFLINE and huggingface_hub's cache settings. If the hub cannot be
+    reached and the file is not cached, raises UserError, or returns None for an `optional` one.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -44,7 +44,7 @@ def hub_file(repo: str, filename: str, optional: bool = False) -> Path | None:
             return None
         raise UserError(
             f"{repo}: not in the local cache and the hub cannot be reached; "
-            "connect once, or give a folder with config.json and model.safetensors"
+            "go online once, or give a folder with config.json and model.safetensors"
         ) from error
     except EntryNotFoundError:
         return None
@@ -54,15 +54,15 @@ def hub_file(repo: str, filename: str, optional: bool = False) -> Path | None:
 
 
 def is_final(error: Exception) -> bool:
-    """Whether asking the hub again is useless: offline by choice, or a 4xx that means no."""
+    """Whether retrying is pointless: offline by choice, or a 4xx other than 429."""
     status = getattr(getattr(error, "response", None), "status_code", 0)
     return "OfflineMode" in type(error).__name__ or (400 <= status < 500 and status != 429)
 
 
 def ask_hub(question: Callable, advice: str, attempts: int = 4):
-    """The hub's answer to question(), asked again with growing pauses; else UserError.
+    """Call question(), retrying with growing pauses; raises UserError if all attempts fail.
 
-    `advice` ends the message: what the user can do where the hub cannot be reached.
+    `advice` ends the message: what the user can do if the hub cannot be reached.
     """
     for attempt in range(attempts):
         try:
@@ -78,7 +78,7 @@ def ask_hub(question: Callable, advice: str, attempts: int = 4):
 
 
 def dataset_files(repo: str, folder: str, revision: str, suffix: str, advice: str) -> list:
-    """The files below a folder of a dataset on the hub, in the order of their names.
+    """The files under a folder of a dataset on the hub, sorted by path.
 
     Each has `path`, `size` in bytes and, where the hub knows it, `lfs.sha256`.
     """

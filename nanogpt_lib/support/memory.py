@@ -1,4 +1,4 @@
-"""How much memory a training step needs, how much there is, and what to try when it ran out."""
+"""How much memory a training step needs, how much there is, and what to try when it runs out."""
 
 import contextlib
 import ctypes
@@ -12,58 +12,58 @@ import torch.nn as nn
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: on CUDA a class of its own, elsewhere a text."""
+    """Whether an error means out of memory: CUDA has its own exception, others only a message."""
     texts = ("can't allocate memory", "not enough memory", "backend out of memory")
     named = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return named or any(text in str(error) for text in texts)
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep what tensors free, as PyTorch does on a GPU; for programs on a CPU.
+    """Let the C library keep freed memory, as PyTorch does on a GPU; for programs on a CPU.
 
-    glibc hands blocks over 32 MB back, and new ones come page by page, zeroed; from now on only
-    those over 1 GiB (old versions: none). The peak grows by up to 40 %, and what was used once
-    stays with the process. Returns whether there is a glibc to be told.
+    By default glibc returns freed blocks over 32 MB to the system, and new ones are faulted in page
+    by page, zeroed. Afterwards it does so only above 1 GiB (old versions: never). Peak memory grows
+    by up to 40 %, and the process keeps what it once used. Returns whether glibc accepted it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.system() == "Linux" else None
     if mallopt is None:
         return False
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # the options' numbers in malloc.h
-    # old versions allow no threshold over 32 MB, but forbidding such blocks altogether
+    # old versions reject thresholds over 32 MB, but allow switching such blocks off
     told = mallopt(mmap_threshold, 2**30) or mallopt(mmap_max, 0)
-    return bool(told and mallopt(trim_threshold, -1))  # never hand back
+    return bool(told and mallopt(trim_threshold, -1))  # never return it
 
 
 def training_bytes(
     model: nn.Module, rows: int, dtype: torch.dtype, optimizer_bytes: int | None = None
 ) -> int:
-    """Most memory a training step of rows × block_size tokens holds, in bytes; without dropout.
+    """Peak memory of a training step on rows × block_size tokens, in bytes; without dropout.
 
     The peak is at the start of the backward pass: weights, gradients of earlier micro-batches, the
-    optimizer's state (`optimizer_bytes`; by default AdamW's, the largest), what the forward pass
-    saved, and the loss with its gradient.
+    optimizer's state (`optimizer_bytes`; by default AdamW's, the largest), saved activations, and
+    the loss with its gradient.
     """
     config, fp32 = model.config, 4
-    size = 4 if dtype == torch.float32 else 2  # of a number that enters or leaves a product
+    size = 4 if dtype == torch.float32 else 2  # of an input or output of a matrix product
     C, V, heads = config.n_embd, config.vocab_size, config.n_head
     parameters = sum(p.numel() for p in model.parameters())
     products = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    copies = 0 if size == fp32 else size * products  # autocast's own
+    copies = 0 if size == fp32 else size * products  # autocast's copies
     if optimizer_bytes is None:
         optimizer_bytes = 2 * fp32 * parameters
     # what a layer saves, per token
-    norms = 2 * (fp32 * C + 2 * fp32)  # of each: its input, mean and 1/deviation
+    norms = 2 * (fp32 * C + 2 * fp32)  # for each: its input, mean and 1/deviation
     inputs = C + C + C + 4 * C  # of c_attn, attention's c_proj, c_fc and the MLP's c_proj
     between = 3 * C + 4 * C  # q, k and v; GELU's input
     attention = fp32 * heads  # SDPA's logarithm of each row's sum
-    if config.attention == "manual":  # softmax's result, too, and for the product with v in dtype
+    if config.attention == "manual":  # also softmax's result, and its copy in dtype for att @ v
         copy = 0 if size == fp32 else size
         attention += heads * config.block_size * (fp32 + copy)
     layer = norms + size * (inputs + between) + attention
-    # what the head saves, per token: the final norm's input, its own, the log-probabilities
+    # what the head saves, per token: the final norm's input, its own input, the log-probabilities
     head = fp32 * C + size * C + fp32 * V
     # then the backward pass begins with the logits and twice the gradient of the log-probabilities;
-    # with few tokens in the vocabulary the last MLP's is larger: 4·C gradients, twice if in 2 bytes
+    # with a small vocabulary the last MLP's need is larger: 4·C gradients, twice if in 2 bytes
     loss = max(size * config.padded_vocab_size + 2 * fp32 * V, 4 * C * fp32)
     tokens = rows * config.block_size
     weights_and_gradients = 2 * fp32 * parameters
@@ -74,11 +74,11 @@ def training_bytes(
 def cgroup_limit(
     root: str | Path = "/sys/fs/cgroup", own: str | Path = "/proc/self/cgroup"
 ) -> int | None:
-    """The memory limit in bytes that Linux sets this process, as it does in containers; or None.
+    """The memory limit in bytes that a Linux cgroup (a container) sets this process; or None.
 
-    `own` names the process's group, in version 2 after "0::", in version 1 after "N:memory:". A
-    group is held by the limits of all that it is in, so the smallest counts. In a container the
-    path may be the host's, and below `root` only its end is visible, or nothing but the root.
+    `own` names the process's cgroup, in version 2 after "0::", in version 1 after "N:memory:". The
+    limits of all its ancestors apply too, so the smallest counts. In a container the path may be
+    the host's, of which only the last part is visible under `root`, or only the root itself.
     """
     try:
         lines = Path(own).read_text(encoding="utf-8").splitlines()
@@ -96,14 +96,14 @@ def cgroup_limit(
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for place in places:
             for depth in range(len(parts) + 1):
-                with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
+                with contextlib.suppress(OSError, ValueError):  # "max" means no limit
                     text = place.joinpath(*parts[:depth], name).read_text(encoding="ascii")
                     limits.append(int(text))
     return min(limits, default=None)
 
 
 def installed_memory() -> int | None:
-    """Bytes of RAM in this machine; None if the system does not tell."""
+    """Bytes of RAM in this machine; None if unknown."""
     if platform.system() == "Windows":
         return windows_memory()
     try:
@@ -119,12 +119,12 @@ class MemoryStatus(ctypes.Structure):
         ("length", ctypes.c_uint32),
         ("load", ctypes.c_uint32),
         ("physical", ctypes.c_uint64),
-        *((name, ctypes.c_uint64) for name in "abcdef"),  # six we do not ask for
+        *((name, ctypes.c_uint64) for name in "abcdef"),  # six fields we do not need
     ]
 
 
 def windows_memory() -> int | None:
-    """Bytes of RAM, asked of Windows."""
+    """Bytes of RAM according to Windows."""
     status = MemoryStatus(length=ctypes.sizeof(MemoryStatus))
     kernel = getattr(getattr(ctypes, "windll", None), "kernel32", None)
     if kernel is None or not kernel.GlobalMemoryStatusEx(ctypes.byref(status)):
@@ -133,9 +133,10 @@ def windows_memory() -> int | None:
 
 
 def memory_bytes(device: torch.device) -> int | None:
-    """The memory a run can have on this device; None if unknown.
+    """The memory available to a run on this device, in bytes; None if unknown.
 
-    On CUDA what is free or ours; on a CPU the machine's or, if that is less, the container's.
+    On CUDA what is free or already reserved by us; on a CPU the machine's RAM or, if that is less,
+    the container's limit.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
@@ -154,7 +155,7 @@ def rows_that_fit(
 ) -> int:
     """The largest micro-batch that divides step_rows and fits into `memory` bytes; 0 if none does.
 
-    A tenth is left for the allocator's gaps and the libraries' own buffers.
+    A tenth is left for fragmentation and the libraries' own buffers.
     """
     need = functools.partial(training_bytes, model, dtype=dtype, optimizer_bytes=optimizer_bytes)
     divisors = (n for n in range(step_rows, 0, -1) if step_rows % n == 0)
@@ -171,7 +172,7 @@ def rows_to_try(
 ) -> int:
     """The micro-batch to try after `rows` ran out of memory; 0 if there is no smaller one.
 
-    Raised in spite of the formula, the error says that less is there than it seems: then half.
+    If the formula said that `rows` fit, less memory is free than it seems: then try half.
     """
     smaller = [n for n in range(rows - 1, 0, -1) if step_rows % n == 0]
     expected = memory is None or training_bytes(model, rows, dtype, optimizer_bytes) <= 0.9 * memory

@@ -1,9 +1,9 @@
-"""Linear layers for predictions on a CPU: each weight is cast and rearranged once, not per call.
+"""Linear layers for inference on a CPU: each weight is cast and packed once, not in every call.
 
-A CPU reads a matrix fastest in an order of its own, and in bf16 PyTorch also casts float32 weights
-in every call. While a model only predicts, its weights stay as they are, so oneDNN, the library
-that PyTorch multiplies with on x86, can do both once. PyTorch's operators for that are private: one
-that is missing, or that refuses, means the plain product.
+A CPU multiplies fastest with weights in a layout of its own, and in bf16 PyTorch also casts float32
+weights in every call. During inference the weights do not change, so oneDNN, the library that
+PyTorch multiplies with on x86, can do both once. PyTorch's operators for that are private: if one
+is missing or fails, the plain product is used.
 """
 
 import contextlib
@@ -19,30 +19,30 @@ from torch.nn import functional as F
 
 from nanogpt_lib.support.processor import cpu_is_x86, cpu_multiplies_bfloat16
 
-FUSED_ROWS = 64  # with fewer rows a product waits for its weights, and GELU costs nothing
+FUSED_ROWS = 64  # with fewer rows, reading the weights dominates and GELU is free
 
 
 def pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int) -> tuple:
-    """Cast a weight (out, in) and its bias, and rearrange the weight for so many rows of input."""
+    """Cast a weight (out, in) and its bias, and pack the weight for inputs of this many rows."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), rows)
     return packed, None if bias is None else bias.detach().to(dtype)
 
 
 def packed_product(x: Tensor, packed: tuple, gelu: bool) -> Tensor:
-    """x (…, in) times a packed weight, plus its bias, (…, out); then GELU (tanh) if asked for."""
+    """x (…, in) times a packed weight plus its bias: (…, out); then GELU (tanh) if `gelu`."""
     activation = ("gelu", [], "tanh") if gelu else ("none", [], "")
     return torch.ops.mkldnn._linear_pointwise(x, *packed, *activation)
 
 
 @functools.cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether packed products work here in this format: tried once, on a tiny product.
+    """Whether packed products work here in this dtype; tried once, on a tiny product.
 
-    Where they should and do not, one line on stderr says so.
+    If they should but do not, prints one line on stderr.
     """
     fast = dtype == torch.float32 or (dtype == torch.bfloat16 and cpu_multiplies_bfloat16())
     if not (cpu_is_x86() and torch.backends.mkldnn.is_available() and fast):
-        return False  # written for x86; elsewhere the plain products are the fast ones we know
+        return False  # written for x86; elsewhere plain products are the fastest we know of
     x, weight, bias = (torch.linspace(-1, 1, n).view(-1, 8) for n in (24, 128, 16))
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.flatten().to(dtype)
@@ -54,25 +54,25 @@ def can_pack(dtype: torch.dtype) -> bool:
             reason = str(error).strip().split("\n")[0][:120]
     if reason:
         name = str(dtype).removeprefix("torch.")
-        print(f"no packed weights in {name}, plain products instead ({reason})", file=sys.stderr)
+        print(f"no packed weights in {name}, using plain products ({reason})", file=sys.stderr)
     return not reason
 
 
 class PackedLinear(nn.Module):
-    """Stands in for one nn.Linear, with its parameters; the weight is packed at the first call.
+    """Replaces one nn.Linear, sharing its parameters; the weight is packed at the first call.
 
-    The format is autocast's inside autocast, else that of the weight; each is packed once. Where
-    gradients are recorded the layer computes plainly, and packs anew afterwards.
+    The dtype is autocast's inside autocast, else the weight's; for each dtype it packs once. While
+    gradients are recorded it computes the plain product, and afterwards packs again.
     """
 
     def __init__(self, linear: nn.Linear, rows: int, gelu: bool = False):
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias  # under their old names
+        self.weight, self.bias = linear.weight, linear.bias  # under their usual names
         self.rows, self.gelu = rows, gelu
         self.packed: dict[torch.dtype, tuple] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (…, in) → (…, out), with `gelu` activated."""
+        """x: (…, in) → (…, out), after the activation if `gelu`."""
         mixed = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if mixed else self.weight.dtype
         if torch.is_grad_enabled() or not can_pack(dtype):
@@ -85,13 +85,13 @@ class PackedLinear(nn.Module):
 
 
 class Swaps:
-    """Children of modules that others stand in for, until they are put back."""
+    """Replacements of modules' children, which can be undone."""
 
     def __init__(self):
         self.originals: list[tuple[nn.Module, str, nn.Module]] = []
 
     def swap(self, parent: nn.Module, name: str, stand_in: nn.Module) -> None:
-        """Let `stand_in` take the place of the parent's child of this name."""
+        """Replace the parent's child of this name."""
         self.originals.append((parent, name, parent.get_submodule(name)))
         setattr(parent, name, stand_in)
 
@@ -103,10 +103,10 @@ class Swaps:
 
 
 def fuse_gelu(swaps: Swaps, parent: nn.Module, rows: int) -> None:
-    """Where a linear child is followed by a tanh GELU, let its product compute the GELU as well.
+    """Where a linear child is followed by a tanh GELU, fuse the GELU into its product.
 
-    That a child is followed by another in the list does not say that `forward` calls them so.
-    Hence one row is tried with and without; where the results differ, nothing is swapped.
+    Being adjacent in the list of children does not mean that `forward` calls them in that order.
+    Hence one row is computed with and without fusing; if the results differ, nothing is swapped.
     """
     for (name, linear), (following, gelu) in pairwise(list(parent.named_children())):
         tanh = type(gelu) is nn.GELU and gelu.approximate == "tanh"
@@ -118,7 +118,7 @@ def fuse_gelu(swaps: Swaps, parent: nn.Module, rows: int) -> None:
             swaps.swap(parent, name, PackedLinear(linear, rows, gelu=True))
             swaps.swap(parent, following, nn.Identity())
             error, size = (parent(x) - plain).float().norm(), plain.float().norm()
-        except Exception:  # it takes other inputs than one row of channels
+        except Exception:  # it does not take one row of channels
             error, size = 1.0, 0.0
         if not error <= 0.02 * size:
             swaps.undo(keep=before)
@@ -126,11 +126,11 @@ def fuse_gelu(swaps: Swaps, parent: nn.Module, rows: int) -> None:
 
 @contextlib.contextmanager
 def packed_weights(model: nn.Module, rows: int) -> Iterator[nn.Module]:
-    """Inside, a PackedLinear stands in for every nn.Linear below the model that is on the CPU.
+    """Inside the block, a PackedLinear replaces every nn.Linear in the model that is on the CPU.
 
-    For predictions from weights that stay as they are; `rows` is the number of rows (tokens) the
-    inputs will mostly have. Names, parameters and ties are as before. Training inside is not sped
-    up, and not harmed. The model may be any module, and nested use changes nothing more.
+    For inference with constant weights; `rows` is the typical number of rows (tokens) per input.
+    Names, parameters and ties are unchanged. Training inside the block works, but is no faster. The
+    model may be any module; nesting has no further effect.
     """
     swaps = Swaps()
     try:
@@ -153,7 +153,7 @@ def packed_weights(model: nn.Module, rows: int) -> Iterator[nn.Module]:
 def fast_inference(
     model: nn.Module, device: torch.device, dtype: torch.dtype, rows: int
 ) -> Iterator[nn.Module]:
-    """The context for predictions: autocast to dtype and, on a CPU that can, packed weights."""
+    """A context for inference: autocast to dtype and, on a CPU that supports it, packed weights."""
     lower = dtype != torch.float32
     cast = torch.autocast(device.type, dtype) if lower else contextlib.nullcontext()
     packed = device.type == "cpu" and can_pack(dtype)

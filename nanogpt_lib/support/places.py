@@ -1,8 +1,8 @@
-"""Where this repository lies, whatever the working directory, and how a child process is run.
+"""Where this repository is, whatever the working directory, and how to run a child process.
 
-A notebook may be started from anywhere: Jupyter takes the notebook's folder, an editor perhaps the
-workspace. So a chapter says `ROOT / "data/pydocs"`, never "../data/pydocs". A program's relative
-path is looked for below the working directory, then below ROOT, where the recipes write.
+A notebook may be started from anywhere: Jupyter uses the notebook's folder, an editor perhaps the
+workspace. So a chapter uses `ROOT / "data/pydocs"`, never "../data/pydocs". A relative path given
+to a program is looked up in the working directory, then in ROOT, where the recipes write.
 """
 
 import subprocess
@@ -10,14 +10,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds nanogpt_lib, notebooks and data
-DATA = ROOT / "data"  # the recipes, and what they make
+DATA = ROOT / "data"  # the recipes and their datasets
 
 
 def run_python(*arguments, **options) -> str:
-    """Run `python ARGUMENTS…` as a child process, as a terminal would; return what it printed.
+    """Run `python ARGUMENTS…` as a child process and return its stdout.
 
-    `options` are those of subprocess.run. Raises RuntimeError that shows the child's own last lines
-    when it fails: a CalledProcessError would hide the reason.
+    `options` are those of subprocess.run. If it fails, raises RuntimeError with the child's last
+    lines; a CalledProcessError would hide the reason.
     """
     command = [sys.executable, *map(str, arguments)]
     capture = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
@@ -31,7 +31,7 @@ def run_python(*arguments, **options) -> str:
 
 
 def dataset(name: str) -> Path:
-    """The folder data/NAME of this repository, made by its recipe if it is not there yet."""
+    """The folder data/NAME of this repository; its recipe is run if it does not exist yet."""
     folder = DATA / name
     if not (folder / "meta.json").is_file():
         run_python(DATA / f"{name}.py", "--out", folder)
@@ -39,10 +39,10 @@ def dataset(name: str) -> Path:
 
 
 def find_data(path: str | Path) -> Path:
-    """Where a dataset given as a relative path lies: below the working directory or below ROOT.
+    """Resolve a dataset's relative path in the working directory, else in ROOT.
 
-    What is in neither place, or absolute, is returned as it is, so that an error names what was
-    given.
+    A path that is absolute, or exists in neither, is returned unchanged, so that errors name what
+    the user gave.
     """
     path = Path(path)
     return path if path.exists() or not (ROOT / path).exists() else ROOT / path

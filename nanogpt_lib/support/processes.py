@@ -1,4 +1,4 @@
-"""Several processes as one run: who am I, which device is mine, join the group, leave it."""
+"""Several processes as one run: rank and device of each, joining the process group, leaving it."""
 
 import contextlib
 import os
@@ -17,13 +17,13 @@ import torch.distributed as dist
 from nanogpt_lib.support.errors import UserError
 
 # Rank 0 writes, flushes and hashes a checkpoint while the others wait in a collective: 19 GB on a
-# slow network disk may exceed the backends' own limits (NCCL 10 minutes, gloo 30).
+# slow network disk may exceed the backends' default timeouts (NCCL 10 minutes, gloo 30).
 LONGEST_WAIT_MINUTES = 60
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: `rank` of `size`, and `local_rank` among those on this machine."""
+    """This process's `rank`, its `local_rank` on this machine, and the world size `size`."""
 
     rank: int = 0
     local_rank: int = 0
@@ -36,10 +36,10 @@ class World:
 
 
 def read_world() -> World:
-    """Who am I? torchrun tells by environment variables; without them, the only process.
+    """Read torchrun's environment variables; without them this is the only process.
 
-    Raises UserError if some of them are missing or no numbers, as when set by hand or left over in
-    a shell.
+    Raises UserError if some are missing or not numbers, as when they are set by hand or left over
+    in a shell.
     """
     if "RANK" not in os.environ:
         return World()
@@ -62,7 +62,7 @@ def read_world() -> World:
 
 
 def own_device(device: torch.device, world: World) -> torch.device:
-    """One GPU per process: cuda becomes cuda:local_rank. Everything else stays.
+    """One GPU per process: cuda becomes cuda:local_rank. Other devices are returned unchanged.
 
     Raises UserError if this machine has fewer GPUs than processes.
     """
@@ -70,7 +70,7 @@ def own_device(device: torch.device, world: World) -> torch.device:
         return device
     if world.local_rank >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise UserError(f"--nproc_per_node is more than the {count} GPU(s) of this machine")
+        raise UserError(f"--nproc_per_node exceeds the {count} GPU(s) of this machine")
     own = torch.device("cuda", world.local_rank)
     torch.cuda.set_device(own)
     return own
@@ -87,7 +87,7 @@ def longest_wait() -> timedelta:
 def stay_on_loopback(world: World) -> None:
     """Let gloo use the loopback interface if all processes are on this machine.
 
-    By default it asks for the address of this machine's host name, which may not resolve.
+    By default it resolves this machine's host name, which may fail.
     """
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world.size):
         names = {name for _, name in socket.if_nameindex()}
@@ -97,9 +97,9 @@ def stay_on_loopback(world: World) -> None:
 
 @contextlib.contextmanager
 def process_group(world: World, device: torch.device) -> Iterator[None]:
-    """Join the group for the length of a `with` block.
+    """Join the process group for the length of a `with` block.
 
-    With more than one process an exception ends this one; see `end_process`.
+    With more than one process, an exception ends this process; see `end_process`.
     """
     if world.size == 1:
         yield
@@ -127,10 +127,10 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
 
 
 def end_process(error: BaseException, world: World) -> None:
-    """Say what was wrong and end this process at once, so that the other ranks' waiting ends too.
+    """Print what was wrong and exit at once, so that the other ranks stop waiting too.
 
-    An orderly end would wait for the collectives in flight, and those may wait for a rank that
-    waits for this one. The message goes out first, for the same reason.
+    An orderly exit would wait for collectives in flight, which may wait for a rank that waits for
+    this one. For the same reason the message is printed first.
     """
     name, status = Path(sys.argv[0]).name, 1
     if isinstance(error, KeyboardInterrupt):
@@ -151,7 +151,7 @@ def end_process(error: BaseException, world: World) -> None:
 
 
 def lost_a_process(error: BaseException) -> bool:
-    """Is this what a collective raises when another process has ended?"""
+    """Whether this is what a collective raises when another process has ended."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError)
         and any(word in str(error) for word in ("onnection closed by peer", "gloo", "Gloo"))
@@ -159,16 +159,16 @@ def lost_a_process(error: BaseException) -> bool:
 
 
 def wait_for_all(world: World) -> None:
-    """Go on when every process has come here."""
+    """Block until every process has reached this point."""
     if world.size > 1:
         dist.barrier()
 
 
 def on_every_rank(job: Callable[[], object], world: World) -> list:
-    """Run `job` on every rank; return the results of all, in order of rank.
+    """Run `job` on every rank; return all results in rank order.
 
-    If it fails on any, for a reason that a user can mend, it fails on all: rank 0 raises UserError
-    and the others exit, so that none of them waits for one that has given up.
+    If it raises UserError or OSError on any rank, it fails on all: rank 0 raises UserError and the
+    others exit, so that none waits for one that has given up.
     """
     if world.size == 1:
         return [job()]
@@ -185,7 +185,7 @@ def on_every_rank(job: Callable[[], object], world: World) -> list:
 
 
 def refuse(message: str, world: World) -> NoReturn:
-    """Raise UserError for what every rank has found: rank 0 says it, the others just end."""
+    """Stop because of something every rank has found: rank 0 raises UserError, the others exit."""
     if not world.is_main:
         sys.exit(1)
     raise UserError(message)

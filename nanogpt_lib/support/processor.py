@@ -1,11 +1,11 @@
-"""What this processor can do."""
+"""What this CPU supports."""
 
 import os
 import platform
 
 import torch
 
-# the limits of ONEDNN_MAX_CPU_ISA below which oneDNN multiplies no bf16
+# values of ONEDNN_MAX_CPU_ISA under which oneDNN has no bf16 products
 WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE") + (
     "AVX512_CORE_VNNI",
 )
@@ -17,9 +17,9 @@ def cpu_is_x86() -> bool:
 
 
 def cpu_has(*features: str) -> bool:
-    """Whether the processor has one of these features, by the names of torch.cpu.get_capabilities.
+    """Whether the CPU has one of these features, named as in torch.cpu.get_capabilities.
 
-    Older versions of PyTorch know private functions instead; without either the answer is no.
+    Older versions of PyTorch have private functions instead; without either the answer is no.
     """
     if hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
@@ -29,11 +29,11 @@ def cpu_has(*features: str) -> bool:
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether bf16 products run in instructions of their own; without them fp32 is faster.
+    """Whether this CPU has instructions for bf16 products; without them fp32 is faster.
 
-    A processor has them or not, and two limits of the environment can hide them, as they do when
-    a machine without is rehearsed: ATEN_CPU_CAPABILITY for PyTorch's own loops, ONEDNN_MAX_CPU_ISA
-    for the products. On Arm the answer is no, because we have not measured it.
+    Two environment variables can hide them, for example to imitate an older machine:
+    ATEN_CPU_CAPABILITY for PyTorch's own loops, ONEDNN_MAX_CPU_ISA for the products. On Arm the
+    answer is no, because we have not measured it.
     """
     if not (cpu_is_x86() and cpu_has("avx512_bf16", "amx_bf16", "amx_tile")):
         return False

@@ -1,4 +1,4 @@
-"""Read the next micro-batch in a thread while the device works on the present one."""
+"""Read the next micro-batch in a thread while the device works on the current one."""
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -7,12 +7,11 @@ from torch import Tensor
 
 
 class ReadAhead:
-    """A loader whose next micro-batch is read while the device works on the present one.
+    """A loader whose next micro-batch is read while the device works on the current one.
 
-    The loader is a loader.TokenLoader or anything with its methods. One thread
-    prepares one micro-batch (reads, cuts, pins) and then waits. Batches are those of the loader, on
-    the device; an error in the thread is raised by next_batch, in the caller. `close` ends the
-    thread.
+    The loader is a loader.TokenLoader or anything with its methods. One thread prepares one
+    micro-batch (reads, cuts, pins) and then waits. The batches are the loader's, moved to the
+    device; an error in the thread is raised by next_batch, in the caller. `close` ends the thread.
     """
 
     def __init__(self, loader, device: torch.device):
@@ -27,9 +26,9 @@ class ReadAhead:
         return self.loader.tokens
 
     def prepare(self) -> tuple[Tensor, Tensor, dict]:
-        """In the thread: the next micro-batch, and the position behind it."""
+        """In the thread: the next micro-batch, and the position after it."""
         x, y = self.loader.next_batch()
-        if self.device.type == "cuda":  # from pinned memory the GPU fetches without the CPU's help
+        if self.device.type == "cuda":  # the GPU copies from pinned memory without the CPU
             x, y = x.pin_memory(), y.pin_memory()
         return x, y, self.loader.state_dict()
 
@@ -41,22 +40,24 @@ class ReadAhead:
         return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def state_dict(self) -> dict:
-        """Where the next micro-step begins: behind what was handed out, not what was read ahead."""
+        """The position after the last batch returned, not after the one read ahead."""
         return self.position
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from `state_dict()`; what was read ahead is dropped."""
+        """Continue from `state_dict()`; drop what was read ahead."""
         if self.ahead:
-            wait([self.ahead])  # the thread must not move the loader under our hands
+            wait([self.ahead])  # the thread must not be using the loader meanwhile
         self.loader.load_state_dict(state)
         self.position, self.ahead = state, None
 
     def close(self) -> None:
-        """Wait for the thread and end it; no batch can be asked for afterwards."""
+        """Wait for the thread and end it; next_batch cannot be called afterwards."""
         self.thread.shutdown(wait=True, cancel_futures=True)
 
 
 def feed(loader, device: torch.device):
-    """Read ahead where the CPU would wait for a device. On the CPU itself a thread only competes
-    with the work, so the loader is returned as it is."""
+    """Wrap the loader in ReadAhead, unless the device is the CPU.
+
+    There a thread would only compete with training, so the loader is returned unchanged.
+    """
     return loader if device.type == "cpu" else ReadAhead(loader, device)

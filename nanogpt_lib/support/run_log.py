@@ -1,4 +1,4 @@
-"""log.jsonl: one JSON object per line with a checksum, read back whole after a crash."""
+"""log.jsonl: one JSON object per line, with a checksum; readable after a crash."""
 
 import json
 import zlib
@@ -10,27 +10,27 @@ from nanogpt_lib.support.files import write_atomically
 
 
 def log_line(record: dict) -> str:
-    """A record as a line of the log; its last entry is a CRC-32 of the text before it."""
+    """Format a record as a line of the log, with a CRC-32 of the text before it as last entry."""
     text = json.dumps(record)
     return f'{text[:-1]}, "crc": {zlib.crc32(text.encode())}}}\n'
 
 
 def read_record(line: str) -> tuple[dict, bool]:
-    """The record in a line, and whether it had a checksum; raises ValueError if it is damaged."""
+    """Parse a line: the record, and whether it had a checksum; ValueError if it is damaged."""
     record = json.loads(line)
     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
         raise ValueError("no step")
     crc = record.pop("crc", None)
     if crc is not None and crc != zlib.crc32(json.dumps(record).encode()):
-        raise ValueError("another checksum")
+        raise ValueError("checksum mismatch")
     return record, crc is not None
 
 
 def read_log(path: str | Path) -> list[dict]:
-    """All records of a log.jsonl, in order. A last line that a crash cut short is left out.
+    """All records of a log.jsonl, in order; a last line truncated by a crash is dropped.
 
     Raises UserError for a missing file, a damaged line elsewhere, or a line that has lost its
-    checksum (a log that another program wrote has none at all).
+    checksum (a log from another program has none at all).
     """
     path = Path(path)
     if not path.is_file():
@@ -44,7 +44,7 @@ def read_log(path: str | Path) -> list[dict]:
             record, has_crc = read_record(line)
             sealed.add(has_crc)
             if len(sealed) > 1:
-                raise ValueError("some lines have a checksum, some not")
+                raise ValueError("some lines have a checksum, others do not")
         except (ValueError, RecursionError) as error:
             if number == len(lines):  # the file does not end in a newline
                 break
@@ -54,10 +54,10 @@ def read_log(path: str | Path) -> list[dict]:
 
 
 def read_lecture_log(path: str | Path) -> list[dict]:
-    """Records of a log.txt as build-nanogpt writes it (`step stream value`), in our form.
+    """Records of build-nanogpt's log.txt (lines of `step stream value`), in our format.
 
-    Its training line of step s is the loss of update s + 1. A last line without its newline, which
-    may still be being written, is left out. Raises UserError for a missing file or a damaged line.
+    Its training line of step s is the loss of update s + 1. A last line without a newline may be
+    incomplete and is dropped. Raises UserError for a missing file or a damaged line.
     """
     path = Path(path)
     if not path.is_file():
@@ -74,10 +74,10 @@ def read_lecture_log(path: str | Path) -> list[dict]:
 
 
 def external_logger(kind: str, out: str | Path, settings: dict) -> Callable[[int, dict], None]:
-    """A function (step, values) that also sends the numbers to TensorBoard or Weights & Biases.
+    """Return a function (step, values) that sends values to TensorBoard or Weights & Biases.
 
-    `none` gives one that does nothing. Files go below `out`. Weights & Biases obeys WANDB_MODE
-    (`offline` needs no account). Raises UserError if the package is not installed.
+    For `none` it does nothing. Files go into `out`. Weights & Biases honours WANDB_MODE (`offline`
+    needs no account). Raises UserError if the package is not installed.
     """
     try:
         if kind == "tensorboard":
@@ -105,10 +105,10 @@ def external_logger(kind: str, out: str | Path, settings: dict) -> Callable[[int
 
 
 def records_until(path: Path, step: int) -> list[dict]:
-    """The records that still hold when a run resumes at this step.
+    """The records that remain valid when a run resumes at this step.
 
-    Training records of later steps describe updates that are done again. So do evaluations from
-    this step on: a run saves before it evaluates.
+    Updates after it will be repeated, so their records are dropped. Evaluations are dropped from
+    this step on, because a run saves before it evaluates.
     """
     kept = []
     for record in read_log(path) if path.exists() else []:
@@ -121,9 +121,9 @@ def records_until(path: Path, step: int) -> list[dict]:
 class RunLog:
     """Append records to log.jsonl, one JSON object per line, flushed at once.
 
-    A new run never writes over a log: raises UserError if there is one. Opened for a run that
-    resumes at `resume_step`, it first drops what `records_until` leaves out. `also` is called with
-    (step, values) of every record, see `external_logger`.
+    A new run never overwrites a log: raises UserError if there is one. For a run that resumes at
+    `resume_step`, it first drops all but `records_until`. `also` is called with (step, values) for
+    every record; see `external_logger`.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class RunLog:
         try:
             self.file = open(self.path, mode, encoding="utf-8", newline="\n")  # noqa: SIM115
         except FileExistsError as error:
-            raise UserError(f"{path}: holds a log already; resume, or another --out") from error
+            raise UserError(f"{path}: already exists; resume, or choose another --out") from error
 
     def write(self, step: int, **values) -> None:
         """Append one record; raises UserError if the disk is full."""

@@ -1,4 +1,4 @@
-"""Weights cut over processes (FSDP): cut them, send them out, and make them whole again."""
+"""Sharding a model's weights over processes (FSDP), and gathering them again."""
 
 import contextlib
 import warnings
@@ -16,11 +16,11 @@ from nanogpt_lib.support.processes import World
 def shard_fsdp(
     model: nn.Module, blocks: Iterable[nn.Module], world: World, device: torch.device
 ) -> None:
-    """Leave each rank 1/W of a model's weights, in place (FSDP); before the optimizer is made.
+    """Shard a model's weights in place (FSDP), 1/W per rank; call before making the optimizer.
 
-    Every rank must come with the same weights: each keeps its part, nothing is sent. The weights
-    of each of `blocks` are gathered when its turn comes and dropped after it, in fp32, so that
-    autocast does the same arithmetic as without FSDP. Raises UserError where no backend can do it.
+    Every rank must pass the same weights: each keeps its part, nothing is sent. The weights of each
+    of `blocks` are gathered just before it runs and freed after it, in fp32, so that autocast does
+    the same arithmetic as without FSDP. Raises UserError if no backend supports it.
     """
     if world.size == 1:
         return
@@ -32,7 +32,7 @@ def shard_fsdp(
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)  # the rest: wte, which is lm_head, wpe and ln_f
-    # the logits are a view, which FSDP warns of; nobody writes into them
+    # FSDP warns that the logits are a view; nothing writes into them
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
 
 
@@ -105,15 +105,15 @@ def send_shares(whole: nn.Module | None, model: nn.Module) -> None:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a sharded tensor, on every rank (which must all ask); any other one as it is."""
+    """Gather a sharded tensor on every rank (all must call); return any other unchanged."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def unsharded(model, kind: Callable, device: torch.device):
     """The model itself or, if it is sharded, a plain copy with all weights (4 bytes per parameter).
 
-    `kind` makes a plain model from a config. Every rank must ask for it. Then each may call it
-    alone or not at all, as evaluation and samples do; a sharded model's forward pass is a
+    `kind` makes a plain model from a config. Every rank must call this. Afterwards each rank may
+    run the copy on its own, for evaluation and samples; a sharded model's forward pass is a
     collective.
     """
     if not hasattr(model, "unshard"):
@@ -128,17 +128,17 @@ def unsharded(model, kind: Callable, device: torch.device):
 
 
 def rows_of(tensor: Tensor) -> tuple[int, int]:
-    """Which rows of a sharded tensor this rank holds: from the first to before the second."""
+    """The rows [start, stop) of a sharded tensor that this rank holds."""
     mesh = tensor.device_mesh
-    each = -(-tensor.shape[0] // mesh.size())  # as torch.chunk cuts; the last ranks may get less
+    each = -(-tensor.shape[0] // mesh.size())  # as torch.chunk splits; the last ranks may get fewer
     start = min(mesh.get_local_rank() * each, tensor.shape[0])
     return start, min(start + each, tensor.shape[0])
 
 
 def own_rows(tensor: Tensor, world: World) -> Tensor | None:
-    """What this rank has to save of a tensor: its rows or, unless it is sharded, rank 0 all of it.
+    """What this rank has to save of a tensor: its rows if sharded; else rank 0 saves all of it.
 
-    None if that is nothing.
+    None if it has nothing to save.
     """
     if not hasattr(tensor, "to_local"):
         return tensor.contiguous() if world.is_main else None
@@ -147,7 +147,7 @@ def own_rows(tensor: Tensor, world: World) -> Tensor | None:
 
 
 def copy_rows(tensor: Tensor, read: Callable[[int, int | None], Tensor]) -> None:
-    """Fill a tensor from read(start, stop), which gives rows: this rank's, if it is sharded."""
+    """Fill a tensor, or this rank's rows of a sharded one, from read(start, stop) → rows."""
     with torch.no_grad():
         if not hasattr(tensor, "to_local"):
             tensor.copy_(read(0, None))

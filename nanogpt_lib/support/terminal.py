@@ -1,28 +1,28 @@
-"""The terminal a program writes to: any encoding, and one that goes away."""
+"""Output to a terminal or pipe that may have any encoding and may be closed at any time."""
 
 import errno
 import io
 import os
 import sys
 
-# What writing to a pipe that nobody reads, or to a terminal that was closed, ends with.
+# The errors of writing to a pipe without a reader, or to a closed terminal.
 GONE = {errno.EPIPE, errno.EIO, errno.ESHUTDOWN, errno.ENXIO}
 if os.name == "nt":
-    GONE.add(errno.EINVAL)  # Windows' word for a broken pipe
+    GONE.add(errno.EINVAL)  # a broken pipe on Windows
 
 
 class TerminalOutput(io.RawIOBase):
     """The file behind stdout or stderr; when its reader goes away, it becomes the null device.
 
-    A program that is there for its output ends then (exit status 141, as the shell has it for
-    SIGPIPE); one that outlives its terminal goes on, unheard.
+    The program then ends with exit status 141, which shells report for SIGPIPE; with `outlive` it
+    continues without output.
     """
 
     def __init__(self, raw: io.RawIOBase, outlive: bool):
         self.raw, self.outlive, self.gone = raw, outlive, False
 
     def write(self, data) -> int:
-        """Write as the file does."""
+        """Write to the file, or to the null device once its reader is gone."""
         try:
             return self.raw.write(data)
         except OSError as error:
@@ -50,18 +50,18 @@ class TerminalOutput(io.RawIOBase):
 
 
 def prepare_terminal(outlive: bool = False) -> None:
-    """Make stdout and stderr safe to print to: any character, and a reader that goes away.
+    """Make stdout and stderr safe to print to: for any character, and if the reader goes away.
 
-    What an encoding such as cp1252 or ascii does not have is printed as "?". With `outlive`, a
-    closed pipe or terminal does not end the program. A stream that is no real file (a notebook's, a
-    test's) is left alone but for the encoding.
+    A character missing from an encoding such as cp1252 or ascii is printed as "?". With `outlive`,
+    a closed pipe or terminal does not end the program. A stream that is not a real file (in a
+    notebook or a test) is left alone, apart from that encoding.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
         buffer = getattr(stream, "buffer", None)
-        raw = getattr(buffer, "raw", buffer)  # python -u has no buffer between
+        raw = getattr(buffer, "raw", buffer)  # python -u has no buffer in between
         if not isinstance(raw, io.RawIOBase) or isinstance(raw, TerminalOutput):
             continue
         stream.flush()

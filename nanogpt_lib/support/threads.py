@@ -1,4 +1,4 @@
-"""How the threads of one process wait for each other. To be called before torch is imported."""
+"""How the threads of one process wait for each other; to be set before torch is imported."""
 
 import os
 
@@ -6,13 +6,13 @@ SPINS = "1000"
 
 
 def wait_briefly(environment=os.environ) -> None:
-    """Let threads that have nothing to do sleep soon, unless the user has chosen how they wait.
+    """Let idle threads sleep soon, unless the user has chosen how they wait.
 
-    GNU OpenMP's threads spin, by default for milliseconds, until the slowest one has done its part.
-    Where another program is busy, the slowest one is not running, and those that spin keep it from
-    the processor: a training step of 35 ms then took 2,000 ms, and with this setting 300 ms. On a
-    quiet machine it costs 4 % (sleeping at once, OMP_WAIT_POLICY=PASSIVE, costs 20 %). The library
-    reads the variable when torch loads it; other OpenMP libraries ignore it.
+    GNU OpenMP's threads spin, by default for milliseconds, until the slowest one is done. If
+    another program is busy, the slowest one may not be running, and the spinning ones keep it off
+    the CPU: a training step of 35 ms then took 2,000 ms, and with this setting 300 ms. On an idle
+    machine it costs 4 % (sleeping at once, OMP_WAIT_POLICY=PASSIVE, costs 20 %). GNU OpenMP reads
+    the variable when torch loads it; other OpenMP libraries ignore it.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(environment):
         environment["GOMP_SPINCOUNT"] = SPINS

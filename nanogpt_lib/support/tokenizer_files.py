@@ -1,6 +1,7 @@
-"""Tokenizers as files: what a checkpoint folder says of its own, and writing ours for others.
+"""Tokenizer files: reading those of a checkpoint folder, and writing ours for transformers.
 
-A tokenizer travels here as its description, the dict that `describe()` in tokenizer.py gives.
+A tokenizer is represented here by its description, the dict that `describe()` of tokenizer.py
+returns.
 """
 
 import hashlib
@@ -12,18 +13,18 @@ from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.huggingface import OPENAI, find_file
 from nanogpt_lib.support.vocabulary import GPT2_FILES, gpt2_encoding
 
-TOKENS = 50257  # GPT-2's
-PADDED = 50304  # the rows that nanoGPT and build-nanogpt give them
+TOKENS = 50257  # in GPT-2's vocabulary
+PADDED = 50304  # rows of wte in nanoGPT and build-nanogpt
 GPT2 = {"name": "gpt2"}
 NEVER_GPT2 = ("tokenizer.model", "spiece.model", "vocab.txt")  # SentencePiece and BERT
 CUT = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False}
-Found = tuple[dict | None, str]  # a description, None if not known; and how it was found, in words
+Found = tuple[dict | None, str]  # a description (None if unknown), and text saying how it was found
 
 
 def merge_of(token: bytes, ids: dict[bytes, int]) -> tuple[bytes, bytes]:
     """The two tokens that GPT-2 merged into `token`: merge its bytes, lowest id first, down to two.
 
-    `ids` maps every token to its id, which is also the order in which the merges were learned.
+    `ids` maps every token to its id, which is also the order in which merges were learned.
     """
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
@@ -39,7 +40,7 @@ def gpt2_files() -> dict[str, str]:
     encoding = gpt2_encoding()
     tokens = [encoding.decode_single_token_bytes(i) for i in range(TOKENS - 1)]
     ids = {token: i for i, token in enumerate(tokens)}
-    # in these files every byte is a character that can be seen: itself, or one from U+0100 on
+    # these files show every byte as a visible character: itself, or one from U+0100 on
     seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
     shown = {b: chr(b) for b in seen}
     shown |= {b: chr(256 + n) for n, b in enumerate(b for b in range(256) if b not in seen)}
@@ -56,20 +57,20 @@ def gpt2_files() -> dict[str, str]:
 
 
 def char_files(tokenizer) -> dict[str, str]:
-    """tokenizer.json of a CharTokenizer: cut between all characters, look each of them up."""
+    """tokenizer.json of a CharTokenizer: split into characters and look each one up."""
     vocab = {character: i for i, character in enumerate(tokenizer.characters)}
     whole = {
         "version": "1.0",
         "added_tokens": [],
         "pre_tokenizer": CUT,
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": ""},
-        "decoder": {"type": "Fuse"},  # join without blanks
+        "decoder": {"type": "Fuse"},  # join without spaces
     }
     return {"tokenizer.json": json.dumps(whole)}
 
 
 def tokenizer_files(tokenizer, block_size: int) -> dict[str, str]:
-    """Name → text of the files that transformers wants of a GPT2Tokenizer or a CharTokenizer."""
+    """Name → text of the files that transformers needs for a GPT2Tokenizer or a CharTokenizer."""
     bpe = tokenizer.describe()["name"] == "gpt2"
     about: dict = {"tokenizer_class": "GPT2Tokenizer" if bpe else "PreTrainedTokenizerFast"}
     about["model_max_length"] = block_size
@@ -84,7 +85,7 @@ def tokenizer_files(tokenizer, block_size: int) -> dict[str, str]:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON file that holds an object; raises UserError for anything else."""
+    """Read a JSON file that holds an object; raises UserError for anything else."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError) as error:
@@ -92,17 +93,17 @@ def read_json(path: Path) -> dict:
 
 
 def differs(path: Path) -> UserError:
-    """The refusal of a tokenizer that is not GPT-2's."""
-    return UserError(f"{path}: not GPT-2's tokenizer, whose ids would stand for other words")
+    """The error for a tokenizer that is not GPT-2's."""
+    return UserError(f"{path}: not GPT-2's tokenizer, so its ids mean other tokens")
 
 
 def is_original(text: str, name: str) -> bool:
-    """Whether a text is, byte for byte, the file of this name that OpenAI published."""
+    """Whether `text` equals OpenAI's published file of this name, byte for byte."""
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() == GPT2_FILES[name]
 
 
-def behind_gpt2(path: Path, vocab: dict[str, int]) -> dict[str, int]:
-    """The tokens of a vocabulary that follow GPT-2's; UserError if the first are not GPT-2's."""
+def added_to_gpt2(path: Path, vocab: dict[str, int]) -> dict[str, int]:
+    """A vocabulary's tokens after GPT-2's; raises UserError if it does not begin with GPT-2's."""
     ordered = sorted(vocab.items(), key=lambda entry: entry[1])
     if not is_original(json.dumps({t: i for t, i in ordered if i < TOKENS}), "encoder.json"):
         raise differs(path)
@@ -116,7 +117,7 @@ def check_merges(path: Path, merges: list[str]) -> None:
 
 
 def read_characters(path: Path, whole: dict) -> dict:
-    """The description of the characters in a tokenizer.json such as `char_files` writes."""
+    """The description of a character tokenizer.json, as `char_files` writes it."""
     vocab = whole["model"]["vocab"]
     characters = "".join(sorted(vocab))
     in_order = vocab == {character: i for i, character in enumerate(characters)}
@@ -126,7 +127,7 @@ def read_characters(path: Path, whole: dict) -> dict:
 
 
 def read_fast(path: Path) -> dict:
-    """A tokenizer.json: a description of our characters, or the tokens that follow GPT-2's."""
+    """Read tokenizer.json: the description of a CharTokenizer, or the tokens added to GPT-2's."""
     whole = read_json(path)
     try:
         if whole["model"]["type"] == "WordLevel":
@@ -138,23 +139,23 @@ def read_fast(path: Path) -> dict:
             raise differs(path)
         added = {token["content"]: token["id"] for token in whole.get("added_tokens") or []}
         check_merges(path, [m if isinstance(m, str) else " ".join(m) for m in model["merges"]])
-        return behind_gpt2(path, {**model["vocab"], **added})
+        return added_to_gpt2(path, {**model["vocab"], **added})
     except (KeyError, TypeError, AttributeError) as error:
         raise differs(path) from error
 
 
 def read_slow(vocab: Path, merges: Path) -> dict[str, int]:
-    """What vocab.json and merges.txt say: the tokens that follow GPT-2's."""
+    """Read vocab.json and merges.txt: the tokens added to GPT-2's."""
     lines = merges.read_text(encoding="utf-8", errors="replace").splitlines()
     check_merges(merges, [line for line in lines if line and not line.startswith("#version")])
     try:
-        return behind_gpt2(vocab, read_json(vocab))
+        return added_to_gpt2(vocab, read_json(vocab))
     except TypeError as error:
         raise differs(vocab) from error
 
 
 def read_added(path: Path) -> dict[str, int]:
-    """The tokens that added_tokens.json or tokenizer_config.json name, GPT-2's own left out."""
+    """The tokens in added_tokens.json or tokenizer_config.json, except GPT-2's own."""
     about = read_json(path)
     if about.get("add_prefix_space") is True:
         raise UserError(f"{path}: add_prefix_space, so its ids are not GPT-2's")
@@ -165,16 +166,16 @@ def read_added(path: Path) -> dict[str, int]:
             about = {token["content"]: int(i) for i, token in about.items()}
         return {token: int(i) for token, i in about.items() if token != "<|endoftext|>"}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: damaged, no tokens and ids ({error})") from error
+        raise UserError(f"{path}: damaged, not tokens with ids ({error})") from error
 
 
 def with_added(source: str, tokens: dict[str, int], rows: int) -> Found:
-    """GPT-2's tokens and the named ones that follow, as far as the weights have rows for them."""
+    """GPT-2's tokenizer with added tokens, as far as the weights have rows for them."""
     if rows < TOKENS:
-        raise UserError(f"{source}: its tokenizer has {TOKENS:,} tokens, the weights {rows:,} rows")
+        raise UserError(f"{source}: its tokenizer has {TOKENS:,} tokens, its wte {rows:,} rows")
     names = sorted(tokens, key=tokens.get)
     if sorted(tokens.values()) != list(range(TOKENS, TOKENS + len(names))):
-        raise UserError(f"{source}: the tokens added to GPT-2's are not numbered from {TOKENS} on")
+        raise UserError(f"{source}: the tokens added to GPT-2's are not numbered from {TOKENS}")
     usable = names[: rows - TOKENS]
     about = "GPT-2's tokenizer"
     if usable:
@@ -184,8 +185,8 @@ def with_added(source: str, tokens: dict[str, int], rows: int) -> Found:
     return ({**GPT2, "added": usable} if usable else GPT2), about
 
 
-def alphabet_beside(folder: Path, rows: int) -> Found:
-    """The characters that a user wrote into characters.json, for weights with so many rows."""
+def read_alphabet(folder: Path, rows: int) -> Found:
+    """The characters in characters.json, which a user wrote; `rows` as in read_tokenizer."""
     path = folder / "characters.json"
     try:
         characters = json.loads(path.read_text(encoding="utf-8"))
@@ -197,30 +198,30 @@ def alphabet_beside(folder: Path, rows: int) -> Found:
 
 
 def fitting(path: Path, description: dict, rows: int) -> Found:
-    """Characters, if there are as many as the weights have rows."""
+    """Check that a character tokenizer has as many characters as wte has rows."""
     count = len(description["characters"])
     if count != rows:
-        raise UserError(f"{path}: {count} characters, the weights have {rows} rows")
+        raise UserError(f"{path}: {count} characters, but wte has {rows} rows")
     return description, f"{count} characters"
 
 
 def by_rows(rows: int) -> Found:
-    """Without any file: GPT-2's if the rows are GPT-2's, else not known; either is said."""
+    """Without any file: GPT-2's tokenizer if wte has as many rows as GPT-2's, else unknown."""
     if rows in (TOKENS, PADDED):
-        return GPT2, f"no tokenizer files; {rows:,} rows, so taken to be GPT-2's tokenizer"
-    return None, f"no tokenizer files, so what its {rows:,} tokens mean is not known"
+        return GPT2, f"no tokenizer files; {rows:,} rows, so assumed to be GPT-2's tokenizer"
+    return None, f"no tokenizer files, so the meaning of its {rows:,} tokens is unknown"
 
 
 def read_tokenizer(source: str, rows: int) -> Found:
-    """The tokenizer of a Hugging Face checkpoint whose wte has so many rows.
+    """The tokenizer of a Hugging Face checkpoint whose wte has `rows` rows.
 
-    The contents of its files decide, not their sizes: a tokenizer.json, vocab.json or merges.txt
-    that is neither GPT-2's nor our characters raises UserError that names it.
+    Files are compared by contents, not by size: a tokenizer.json, vocab.json or merges.txt that is
+    neither GPT-2's nor a CharTokenizer's raises UserError that names it.
     """
     if source in OPENAI:
         return GPT2, "GPT-2's tokenizer"
     if (Path(source) / "characters.json").exists():
-        return alphabet_beside(Path(source), rows)
+        return read_alphabet(Path(source), rows)
     fast, vocab, merges, *odd = (
         find_file(source, name, optional=True)
         for name in ("tokenizer.json", "vocab.json", "merges.txt", *NEVER_GPT2)

@@ -1,4 +1,4 @@
-"""GPT-2's vocabulary: its two files, and encoding any text with them, the worst included."""
+"""GPT-2's vocabulary: its two files, and encoding any text with them, however odd."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from nanogpt_lib.support.errors import UserError
 
-# The SHA-256 sums tiktoken itself checks for GPT-2's two vocabulary files.
+# The SHA-256 that tiktoken itself checks for GPT-2's two vocabulary files.
 GPT2_FILES = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -36,16 +36,16 @@ def packaged_gpt2_files() -> dict[str, Path] | None:
     return files
 
 
-# tiktoken's regular expression gives up on a run of white space of a million characters
+# tiktoken's regular expression fails on a run of a million white-space characters
 SPACE_LIMIT = 200_000
 LONG_SPACE = re.compile(rf"(\s{{{SPACE_LIMIT}}})")
 
 
 @cache
 def gpt2_encoding() -> tiktoken.Encoding:
-    """tiktoken's GPT-2 encoding, from packaged files if they are there, else from the internet.
+    """tiktoken's GPT-2 encoding, from packaged files if installed, else from the internet.
 
-    The ids are the same either way: both files carry the SHA-256 sums of OpenAI's originals.
+    The ids are the same either way: both files have the SHA-256 of OpenAI's originals.
     """
     files = packaged_gpt2_files()
     if files is None:
@@ -72,11 +72,11 @@ def gpt2_encoding() -> tiktoken.Encoding:
 
 @cache
 def extended_encoding(added: tuple[str, ...]) -> tiktoken.Encoding:
-    """GPT-2's encoding with further tokens of these names, numbered from 50257 on."""
+    """GPT-2's encoding with special tokens of these names added, numbered from 50257."""
     base = gpt2_encoding()
     if not added:
         return base
-    return tiktoken.Encoding(  # tiktoken's README extends an encoding by these attributes, too
+    return tiktoken.Encoding(  # as tiktoken's README extends an encoding
         name="gpt2-extended",
         pat_str=base._pat_str,
         mergeable_ranks=base._mergeable_ranks,
@@ -85,7 +85,7 @@ def extended_encoding(added: tuple[str, ...]) -> tiktoken.Encoding:
 
 
 def without_surrogates(text: str) -> str:
-    """The text with each lone surrogate, which UTF-8 cannot express, replaced by U+FFFD."""
+    """Replace each lone surrogate, which UTF-8 cannot encode, by U+FFFD."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -96,8 +96,8 @@ def without_surrogates(text: str) -> str:
 def encode_gpt2(text: str) -> np.ndarray:
     """Text → GPT-2's ids, uint32, for any text at all.
 
-    `<|endoftext|>` is ordinary text, a lone surrogate becomes U+FFFD, and white space of any length
-    is encoded in pieces that tiktoken can take. An array is what tiktoken gives fastest.
+    `<|endoftext|>` is ordinary text, a lone surrogate becomes U+FFFD, and a long run of white space
+    is encoded in pieces that tiktoken can handle. tiktoken is fastest when it returns an array.
     """
     long = len(text) >= SPACE_LIMIT and LONG_SPACE.search(text)
     parts = LONG_SPACE.split(text) if long else [text]
@@ -109,7 +109,7 @@ def encode_gpt2(text: str) -> np.ndarray:
 
 
 def decode_tokens(encoding: tiktoken.Encoding, ids: list[int]) -> bytes:
-    """Ids → bytes; raises UserError that names an id the encoding does not have."""
+    """Ids → bytes; raises UserError that names an id outside the vocabulary."""
     try:
         return encoding.decode_bytes(ids)
     except (KeyError, OverflowError) as error:
