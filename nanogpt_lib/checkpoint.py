@@ -3,7 +3,7 @@
 Exported from notebooks/09_hellaswag.ipynb; edit the notebook, not this file.
 
 A checkpoint is a folder step_NNNNNN with the weights and the optimizer's state as safetensors,
-and state.json: everything else as plain JSON, the size and SHA-256 of the other files, and its own.
+and state.json: the rest as plain JSON, with the SHA-256 of every file and of itself.
 """
 
 import sys
@@ -28,7 +28,7 @@ from nanogpt_lib.support.processes import World
 
 
 def weights_of(model: GPT) -> dict[str, Tensor]:
-    """Everything a model has learned, by name; a matrix that serves in two places once."""
+    """All weights of a model by name; a tied matrix appears once."""
     weights, seen = {}, set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
@@ -38,7 +38,7 @@ def weights_of(model: GPT) -> dict[str, Tensor]:
 
 
 def optimizer_parameters(model: GPT, optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
-    """The parameters in the order of the optimizer's numbers, each with its name."""
+    """(name, parameter) pairs in the order in which the optimizer numbers them."""
     names = {id(p): name for name, p in model.named_parameters()}
     return [(names[id(p)], p) for group in optimizer.param_groups for p in group["params"]]
 
@@ -63,11 +63,11 @@ def save_checkpoint(
     val_losses: dict[int, float] | None = None,
     world: World = World(),  # noqa: B008 (frozen)
 ) -> Path:
-    """Write out/checkpoints/step_NNNNNN: beside, flushed, then renamed: it is whole or not there.
+    """Write out/checkpoints/step_NNNNNN atomically: it is complete or absent.
 
-    `state` is plain JSON: train_config, tokenizer, loader, and what else the caller must have back.
-    `keep` and `val_losses`: see `prune`, which works after the new one is whole. Every rank calls.
-    Rank 0 alone writes, unless the model is sharded: then each rank writes its share.
+    `state` is plain JSON: train_config, tokenizer, loader, and whatever else resuming needs. `keep`
+    and `val_losses`: see `prune`, which runs once the new one is complete. Every rank must call
+    this. Only rank 0 writes, unless the model is sharded: then each rank writes its share.
     """
     final = Path(out) / "checkpoints" / f"step_{step:06d}"
     sharded = hasattr(model, "unshard")
@@ -89,10 +89,10 @@ def newest_checkpoint(
     source: str | Path,
     world: World = World(),  # noqa: B008 (frozen)
 ) -> tuple[Path, dict]:
-    """The newest whole checkpoint of a run (or the one that `source` is), and its state.
+    """The newest intact checkpoint of a run (or `source` itself if it is one), and its state.
 
     A damaged one is reported on stderr and the next older one tried. Raises UserError if none is
-    left. With a `world`, every rank calls and all get the same.
+    left. With a `world`, every rank must call this, and all get the same.
     """
     source = Path(source)
     if (source / "state.json").exists():
@@ -103,40 +103,38 @@ def newest_checkpoint(
         except UserError as error:
             if world.is_main:
                 print(f"skipping a checkpoint: {error}", file=sys.stderr)
-    raise UserError(f"{source}: no whole checkpoint here (looked for checkpoints/step_*)")
+    raise UserError(f"{source}: no intact checkpoint here (looked for checkpoints/step_*)")
 
 
 def load_weights_into(model: GPT, folder: Path, state: dict) -> None:
-    """Fill a model, plain or sharded, from a checkpoint; raises UserError if it has another shape.
+    """Load a checkpoint's weights into a model, plain or sharded; UserError if shapes differ.
 
-    However many processes wrote the checkpoint: a sharded model's rank reads its rows only.
+    Any number of processes may have written it: a rank of a sharded model reads only its rows.
     """
     TensorFiles(folder, "model", state).copy_into(weights_of(model))
 
 
 def build_from_state(folder: Path, state: dict, kind: Callable[[GPTConfig], GPT] = GPT) -> GPT:
-    """The model that state.json describes, made by `kind`, with the weights beside it."""
+    """Build the model that state.json describes, by `kind`, and load the checkpoint's weights."""
     try:
         model = kind(GPTConfig(**state["model_config"]))
         load_weights_into(model, folder, state)
     except (TypeError, KeyError, ValueError, RuntimeError) as error:  # a UserError is a ValueError
         first = str(error).split("\n")[0]
-        raise UserError(
-            f"{folder}: weights and state.json do not fit together ({first})"
-        ) from error
+        raise UserError(f"{folder}: weights and state.json do not match ({first})") from error
     return model
 
 
 def load_checkpoint(source: str | Path) -> tuple[GPT, dict, Path]:
-    """Build the model of a run's newest whole checkpoint; return it, the state and the folder."""
+    """Build the model of a run's newest intact checkpoint; return it, the state and the folder."""
     folder, state = newest_checkpoint(source)
     return build_from_state(folder, state), state, folder
 
 
 def load_optimizer(model: GPT, optimizer: torch.optim.Optimizer, folder: Path, state: dict) -> None:
-    """Put a checkpoint's optimizer state back, by name; a sharded rank reads its rows only.
+    """Restore a checkpoint's optimizer state by name; a rank of a sharded model reads its rows.
 
-    Format 1 named it by the parameter's number. Raises UserError if it belongs to other parameters.
+    In format 1 the name is the parameter's number. Raises UserError if parameters do not match.
     """
     parameters = optimizer_parameters(model, optimizer)
     numbers = {name: index for index, (name, _) in enumerate(parameters)}

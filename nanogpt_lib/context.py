@@ -1,4 +1,4 @@
-"""Where the tokens of a forward pass stand, what they may see, and what is kept of earlier ones.
+"""The context of a forward pass: positions of its tokens, what they may attend to, and the cache.
 
 Exported from notebooks/03_sampling.ipynb; edit the notebook, not this file.
 
@@ -16,7 +16,7 @@ class LayerCache:
 
     def __init__(self, block_size: int):
         self.block_size = block_size
-        self.length = 0  # S, tokens held
+        self.length = 0  # S, tokens in the cache
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add the keys and values of T new tokens; return those of all S tokens so far."""
@@ -38,11 +38,12 @@ def new_cache(n_layer: int, block_size: int) -> list[LayerCache]:
 
 @dataclass(frozen=True)
 class Context:
-    """Where the tokens of a forward pass stand, what they may see, and what came before them.
+    """Positions of the tokens in a forward pass, what they may attend to, and what came before.
 
-    position: (T,) or (B, T), the place of each token in its text. visible: (B, 1, T, S) booleans,
-    the tokens that each may look at; None: itself and all before it. cache: the keys and values of
-    earlier tokens, one entry per block; those of the new tokens are added. block: whose turn it is.
+    position: (T,) or (B, T), each token's position in its sequence. visible: (B, 1, T, S) booleans,
+    the tokens that each may attend to; None: itself and all before it. cache: keys and values of
+    earlier tokens, one entry per block; those of the new tokens are appended. block: the current
+    block's number.
     """
 
     position: Tensor
@@ -57,7 +58,7 @@ class Context:
         return cls(torch.arange(start, start + idx.size(1), device=idx.device), cache=cache)
 
     def layer(self, number: int) -> "Context":
-        """The same, as block number `number` sees it."""
+        """This context for block number `number`."""
         return replace(self, block=number)
 
     def remember(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What the machine can do: device, number format, compilation, and how much of it a run uses.
+"""What the hardware can do: device, dtype, compilation, and the peak to measure a run against.
 
 Exported from notebooks/05_speedups.ipynb; edit the notebook, not this file.
 """
@@ -18,7 +18,7 @@ from nanogpt_lib.support.processor import cpu_multiplies_bfloat16
 
 
 def detect_device(wanted: str = "auto") -> torch.device:
-    """`auto` takes cuda, then mps, then cpu. Raises UserError for a device that is not there."""
+    """`auto` prefers cuda, then mps, then cpu. Raises UserError for an unavailable device."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -33,7 +33,7 @@ def detect_device(wanted: str = "auto") -> torch.device:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given: before every look at the clock."""
+    """Wait until the device has finished its queued work; needed before reading the clock."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -55,8 +55,8 @@ def median_seconds(
 
 
 def choose_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
-    """The number format of the matrix products: bf16 where the hardware multiplies it, else fp16 on
-    CUDA (with a gradient scaler), else fp32. Raises UserError for one the device cannot do."""
+    """The dtype of the matrix products: bf16 where the hardware supports it, else fp16 on CUDA
+    (with a gradient scaler), else fp32. Raises UserError for one the device does not support."""
     if wanted not in ("auto", "float32", "bfloat16", "float16"):
         raise UserError(f"--dtype {wanted}: choose auto, float32, bfloat16 or float16")
     can_bf16 = {
@@ -71,14 +71,14 @@ def choose_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
             return torch.bfloat16
         return torch.float16 if device.type == "cuda" else torch.float32
     if wanted == "bfloat16" and device.type == "cuda" and not can_bf16:
-        raise UserError("--dtype bfloat16: this GPU cannot multiply it; use float16")
+        raise UserError("--dtype bfloat16: not supported by this GPU; use float16")
     if wanted == "float16" and device.type == "cpu":
         raise UserError("--dtype float16: not for training on a CPU; use bfloat16 or float32")
     return getattr(torch, wanted)
 
 
 def allow_tf32() -> None:
-    """Let fp32 matrix products use TF32 tensor cores: 10 bits of mantissa in, fp32 sums."""
+    """Let fp32 matrix products use TF32 tensor cores: 10-bit mantissas in, fp32 sums out."""
     torch.set_float32_matmul_precision("high")
 
 
@@ -90,11 +90,11 @@ def autocast(device: torch.device, dtype: torch.dtype):
 
 
 def compile_model(model: nn.Module, wanted: str, device: torch.device, x, y, dtype, mode=None):
-    """Compile for training, tried on one micro-batch (x, y); return (callable, what was done).
+    """Compile for training and try one micro-batch (x, y); return (callable, what was done).
 
     `auto` compiles on CUDA only. If compilation fails (no C++ compiler, Windows, an old GPU), the
-    plain model is returned with the reason. The model itself stays as it is: sampling, evaluation
-    and checkpoints use it, share its weights and never see a recompilation. `mode` is PyTorch's.
+    plain model is returned with the reason. The model itself is unchanged: sampling, evaluation and
+    checkpoints use it, with the same weights and without recompilation. `mode` is torch.compile's.
     """
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
         return model, "not compiled"
@@ -113,7 +113,7 @@ def compile_model(model: nn.Module, wanted: str, device: torch.device, x, y, dty
     return result
 
 
-# Dense bf16/fp16 matrix products, in TFLOP/s, from the makers' data sheets (without sparsity).
+# Dense bf16/fp16 matrix products, in TFLOP/s, from the vendors' data sheets (without sparsity).
 PEAK_TFLOPS = {
     "GB200": 2500, "B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835,
     "H100": 989, "A100": 312, "L40S": 362, "L40": 181, "A10G": 70, "A10": 125, "L4": 121,
@@ -137,9 +137,9 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    if "Laptop" in name:  # the same name as the desktop card, less power
+    if "Laptop" in name:  # named like the desktop card, but slower
         return None
     for card, tera in PEAK_TFLOPS.items():
-        if re.search(rf"\b{card}\b", name):  # whole words: an L40 is no L4
+        if re.search(rf"\b{card}\b", name):  # whole words: an L40 is not an L4
             return tera * 1e12
     return None

@@ -1,4 +1,4 @@
-"""Several processes, one model: average gradients, clip them, and sum numbers over all.
+"""Several processes, one model: average gradients, clip them, and sum numbers over all ranks.
 
 Exported from notebooks/07_ddp.ipynb; edit the notebook, not this file.
 """
@@ -38,7 +38,7 @@ def sync_gradients(model: nn.Module, sync: bool):
 
 
 def all_reduce_sum(values: list[float], world: World, device: torch.device) -> list[float]:
-    """Sum each number over all processes, in float64: the result hardly depends on how many."""
+    """Sum each number over all ranks, in float64, so that the world size hardly matters."""
     if world.size == 1:
         return values
     on = device if dist.get_backend() == "nccl" else "cpu"
@@ -48,5 +48,5 @@ def all_reduce_sum(values: list[float], world: World, device: torch.device) -> l
 
 
 def clip_gradients(model: nn.Module, limit: float) -> Tensor:
-    """Scale the gradient down to a norm of `limit`; return its norm before, over all ranks."""
+    """Clip the gradient to a norm of `limit`; return its norm before that, over all ranks."""
     return full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))

@@ -1,4 +1,4 @@
-"""Validation loss: a number that depends on the model and the data, and on nothing else.
+"""Validation loss: a number that depends only on the model and the data.
 
 Exported from notebooks/09_hellaswag.ipynb; edit the notebook, not this file.
 """
@@ -26,9 +26,9 @@ def validation_loss(
 ) -> float:
     """Mean cross entropy in nats per token over the first `tokens` tokens of a stream.
 
-    Always the same windows: they are dealt to the processes like cards, and their losses summed, so
-    neither the number of processes nor the batch size changes the result. A stream shorter than
-    `tokens` is used whole.
+    The windows are always the same. They are distributed over the processes and their losses
+    summed, so neither world size nor batch size changes the result. A stream shorter than `tokens`
+    is used entirely.
     """
     device = torch.device(device)
     T = min(model.config.block_size, len(stream) - 1)

@@ -2,7 +2,7 @@
 
 Exported from notebooks/09_hellaswag.ipynb; edit the notebook, not this file.
 
-Shapes: T tokens of a row of context and ending, V vocabulary.
+Shapes: T tokens in a row (context and ending), V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def read_items(path: str | Path, tokenizer: GPT2Tokenizer, limit: int | None = N
 
 
 def describe_items(items: list[Item]) -> str:
-    """How many items of what: a score on our own items must never pass for HellaSwag."""
+    """How many items of which kind: a score on our own items must not pass for HellaSwag's."""
     own = sum(item.own for item in items)
     if own:
         return f"{len(items):,} items, {own:,} of them our own: not a HellaSwag score"
@@ -59,7 +59,7 @@ def render_item(item: Item, block_size: int) -> tuple[Tensor, Tensor]:
     """An item as four rows of context and ending: tokens (4, T) and a mask (4, T - 1).
 
     The mask is 1 where the token predicted belongs to the ending. Padding is token 0, on the right:
-    no earlier token sees it, and the mask leaves it out. A row too long for the model loses its
+    no earlier token sees it, and the mask excludes it. A row too long for the model loses its
     beginning, but never the last token of its context.
     """
     T = min(block_size + 1, len(item.context) + max(map(len, item.endings)))

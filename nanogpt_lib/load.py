@@ -140,7 +140,7 @@ def read_ours(source: Path) -> Found:
     if "transformer.wte.weight" in state:  # tied, so saved once
         state.setdefault("lm_head.weight", state["transformer.wte.weight"])
     if tokenizer.vocab_size != config["vocab_size"]:
-        sizes = f"{tokenizer.vocab_size} tokens, the model {config['vocab_size']}"
+        sizes = f"{tokenizer.vocab_size} tokens; the model has {config['vocab_size']}"
         raise UserError(f"{folder}/state.json: the tokenizer has {sizes}")
     words = "GPT-2's tokenizer" if tokenizer.eot else f"{tokenizer.vocab_size} characters"
     return Found(config, state, description, f"our checkpoint {folder.name}, {words}", MODELS[kind])

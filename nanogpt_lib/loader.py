@@ -1,4 +1,4 @@
-"""Feed a run: rows of tokens, in an order that no world size and no batch size changes.
+"""Batches for training: rows of tokens, in an order independent of world size and batch size.
 
 Exported from notebooks/04_training.ipynb, 07_ddp.ipynb and 08_fineweb.ipynb; edit the notebooks,
 not this file.
@@ -19,7 +19,7 @@ class TokenLoader:
     """Endless micro-batches (x, y) for one of W processes; it reads only the windows of its rank.
 
     Row b of micro-step m is window (m·W + rank)·B + b of the order, so together the processes read
-    what one with a larger batch would. `tokens` is anything that has a length and can be sliced.
+    what one with a larger batch would. `tokens` is anything with a length that can be sliced.
     Raises UserError if it is shorter than one window.
     """
 
@@ -50,20 +50,20 @@ class TokenLoader:
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
     def state_dict(self) -> dict:
-        """Where the next micro-step begins; valid for any batch size and number of processes."""
+        """Where the next micro-step begins; valid for any batch size and world size."""
         return self.order.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from `state_dict()`; raises UserError if data, block_size or seed have changed."""
+        """Continue from `state_dict()`; raises UserError if data, block_size or seed changed."""
         self.order.load_state_dict(state)
 
 
 def epoch_windows(
     tokens: int, block_size: int, shuffle: bool, seed: int, epoch: int
 ) -> tuple[int, np.ndarray]:
-    """The cut of an epoch and its windows, numbered, in the order of reading.
+    """An epoch's cut, and the numbers of its windows in reading order.
 
-    Window i is the block_size + 1 tokens from cut + i·block_size on. Neighbours share a token: the
+    Window i is the block_size + 1 tokens from cut + i·block_size. Neighbours share a token: the
     last target of one is the first input of the next. With shuffle, order and cut are drawn from
     (seed, epoch): tokens cut off in one epoch are read in another. Unshuffled, order and cut match
     the lecture.
@@ -86,12 +86,12 @@ class WindowOrder:
         self.go_to(epoch=0, position=0)
 
     def go_to(self, epoch: int, position: int) -> None:
-        """Draw the order of an epoch and stand before its window number `position`."""
+        """Draw the order of an epoch and move to its window number `position`."""
         self.epoch, self.position = epoch, position
         self.cut, self.numbers = epoch_windows(**self.drawn_from, epoch=epoch)
 
     def take(self, count: int) -> list[int]:
-        """The next `count` starts, across the end of the epoch if need be."""
+        """The next `count` starts, continuing into the next epoch if needed."""
         taken = []
         while len(taken) < count:
             chosen = self.numbers[self.position : self.position + count - len(taken)]
@@ -102,15 +102,15 @@ class WindowOrder:
         return taken
 
     def state_dict(self) -> dict:
-        """The place, and what the order is drawn from, as plain values for JSON."""
+        """The position, and what the order is drawn from, as plain values for JSON."""
         return {"epoch": self.epoch, "position": self.position, **self.drawn_from}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from `state_dict()`; raises UserError if that belongs to another order."""
+        """Continue from `state_dict()`; raises UserError if that belongs to another order."""
         for name, value in self.drawn_from.items():
             if state.get(name) != value:
                 raise UserError(
-                    f"the order of the data was saved with {name} {state.get(name)} and cannot go "
-                    f"on with {value}: use the settings and the dataset of the saved run"
+                    f"the order of the data was saved with {name} {state.get(name)} and cannot "
+                    f"continue with {value}: use the settings and the dataset of the saved run"
                 )
         self.go_to(state["epoch"], state["position"])

@@ -1,4 +1,4 @@
-"""The curves of a run's log, and the lines of GPT-2 and GPT-3 to compare them with.
+"""The curves of a run's log, and reference values of GPT-2 and GPT-3 to compare them with.
 
 Exported from notebooks/10_results.ipynb; edit the notebook, not this file.
 """
@@ -11,7 +11,7 @@ def series(records: list[dict], name: str) -> tuple[list[int], list[float]]:
 
 
 def smooth(values: list[float], weight: float = 0.9) -> list[float]:
-    """Exponential moving average, corrected for its start: the trend in a noisy curve."""
+    """Exponential moving average with bias correction: the trend in a noisy curve."""
     average, out = 0.0, []
     for n, value in enumerate(values, 1):
         average = weight * average + (1 - weight) * value
@@ -31,7 +31,7 @@ REFERENCES = {
 
 
 def draw_references(axis, size: str, name: str) -> None:
-    """Add to a panel of `val_loss` or `hellaswag` the lines there are for a size of GPT-2."""
+    """Draw the reference lines for a size of GPT-2 into a panel of `val_loss` or `hellaswag`."""
     for (model, table), color in zip(REFERENCES[name].items(), ("tab:red", "black"), strict=False):
         if size in table:
             label = f"{model} {size}: {table[size]:.3f}"
@@ -42,7 +42,7 @@ def plot_run(records: list[dict], references: bool = False, size: str = "124M"):
     """Draw loss and, if scored, HellaSwag against steps; return the matplotlib figure.
 
     With references, the lines of GPT-2 and GPT-3 of that size (124M, 350M, 774M or 1558M) are
-    added. They are for runs on FineWeb-Edu: a loss on other data does not compare.
+    added. They are for runs on FineWeb-Edu: losses on other data are not comparable.
     """
     from matplotlib.figure import Figure
 

@@ -4,6 +4,7 @@ Exported from notebooks/02_module.ipynb, 03_sampling.ipynb, 04_training.ipynb an
 edit the notebooks, not this file.
 
 Shapes: B batch, T time, C channels (n_embd), H heads, D head size = C // H, V vocabulary.
+Modules are named as in GPT-2's checkpoints: wte, wpe, c_attn, c_proj, c_fc, ln_f.
 """
 
 import math
@@ -44,8 +45,8 @@ def attention_by_hand(
 ) -> Tensor:
     """softmax(q kᵀ / √D) v, causal. q: (B, H, T, D); k and v: (B, H, S, D), S ≥ T.
 
-    Query t is the token at position S - T + t of the keys, and may look at keys up to that one;
-    or at those where `visible`, (B, 1, T, S) of booleans, is true.
+    Query t belongs to key S - T + t and attends to keys up to that one; or, given `visible`,
+    (B, 1, T, S) booleans, to those where it is true.
     """
     T, S = q.size(-2), k.size(-2)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
@@ -58,7 +59,7 @@ def attention_by_hand(
 def attention_fused(
     q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, visible: Tensor | None = None
 ) -> Tensor:
-    """attention_by_hand through `scaled_dot_product_attention`, which never stores the scores."""
+    """attention_by_hand by `scaled_dot_product_attention`, which never stores the scores."""
     T, S = q.size(-2), k.size(-2)
     if visible is None and T == S:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
@@ -71,11 +72,11 @@ ATTENTION = {"manual": attention_by_hand, "sdpa": attention_fused}
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a token sees itself and what came before."""
+    """Multi-head attention in which each token attends to itself and to earlier tokens."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        assert config.n_embd % config.n_head == 0, "the heads share the channels evenly"
+        assert config.n_embd % config.n_head == 0, "n_embd must be divisible by n_head"
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.n_head = config.n_head
@@ -83,7 +84,7 @@ class CausalSelfAttention(nn.Module):
         self.attend = ATTENTION[config.attention]
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
-        """x: (B, T, C) → (B, T, C); without a context, the first T tokens of a text."""
+        """x: (B, T, C) → (B, T, C); without a context, the first T tokens of a sequence."""
         B, T, C = x.size()
         q, k, v = self.c_attn(x).split(C, dim=2)
         # heads are a second batch dimension: (B, T, C) → (B, T, H, D) → (B, H, T, D)
@@ -94,12 +95,12 @@ class CausalSelfAttention(nn.Module):
             visible = context.visible
         dropout = self.dropout if self.training else 0.0
         y = self.attend(q, k, v, dropout, visible)  # (B, H, T, D)
-        y = y.transpose(1, 2).contiguous().view(B, T, C)  # heads side by side again
+        y = y.transpose(1, 2).contiguous().view(B, T, C)  # concatenate the heads
         return F.dropout(self.c_proj(y), dropout)
 
 
 class MLP(nn.Module):
-    """Two linear layers, four times as wide in between; works on each token alone."""
+    """Two linear layers, four times as wide in between; applied to each token independently."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -114,7 +115,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Tokens exchange information (attention), then each thinks about it (MLP).
+    """Attention, in which tokens exchange information, then an MLP on each token.
 
     Pre-norm: the residual stream x is only ever added to, so gradients reach every layer unscaled.
     """
@@ -147,8 +148,8 @@ class Transformer(nn.Module):
     def forward(self, idx: Tensor, context: Context | None = None) -> Tensor:
         """Token ids (B, T) → hidden states (B, T, C).
 
-        A context says where the tokens stand, what they see and what came before them; without one
-        they are the first T tokens of a text, at most block_size.
+        `context` gives the tokens' positions, what they attend to and the cache; without one they
+        are the first T tokens of a sequence, at most block_size.
         """
         if context is None:
             position = torch.arange(idx.size(1), device=idx.device)
@@ -176,7 +177,7 @@ class GPT(nn.Module):
         self, idx: Tensor, targets: Tensor | None = None, context: Context | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, V) and, given targets (B, T), the mean cross entropy in nats."""
-        # padding columns are cut off: they neither enter the softmax nor can they be drawn
+        # drop the padding columns: they must not enter the softmax or be sampled
         logits = self.lm_head(self.transformer(idx, context))[..., : self.config.vocab_size]
         if targets is None:
             return logits, None
@@ -185,7 +186,7 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str, **changes) -> "GPT":
-        """A GPT-2 checkpoint (hub name or folder); `changes` override fields of its GPTConfig."""
+        """Load a GPT-2 checkpoint (hub name or folder); `changes` override its GPTConfig."""
         config, state = load_pretrained(source)
         crop_block_size(config, state, changes.pop("block_size", config["block_size"]))
         model = cls(GPTConfig(**{**config, **changes}))
@@ -196,12 +197,12 @@ class GPT(nn.Module):
 def load_weights(model: GPT, state: dict[str, Tensor], vocab_size: int | None = None) -> None:
     """Copy a state dict into a model; wte may be padded to another number of rows.
 
-    `vocab_size` says how many rows of the state's wte are tokens (default: all of them), so that
-    padding may be cut and a token never. Raises UserError that names what does not fit.
+    `vocab_size` is the number of rows of the state's wte that are tokens (default: all), so that
+    only padding is ever dropped. Raises UserError that names what does not fit.
     """
     own = model.state_dict()
     if odd := sorted(set(own) ^ set(state)):
-        raise UserError(f"checkpoint and model differ in {len(odd)} tensors, first {odd[0]}")
+        raise UserError(f"checkpoint and model differ in {len(odd)} tensors, e.g. {odd[0]}")
     with torch.no_grad():
         for name, tensor in own.items():
             given = state[name]
@@ -209,7 +210,7 @@ def load_weights(model: GPT, state: dict[str, Tensor], vocab_size: int | None = 
                 tokens = vocab_size or len(given)
                 if tokens != model.config.vocab_size:
                     had = f"the checkpoint has {tokens} tokens"
-                    raise UserError(f"{had}, the model {model.config.vocab_size}")
+                    raise UserError(f"{had}, the model has {model.config.vocab_size}")
                 given = F.pad(given[:tokens], (0, 0, 0, len(tensor) - tokens))
             if given.shape != tensor.shape:
                 shapes = f"{tuple(given.shape)}, the model needs {tuple(tensor.shape)}"

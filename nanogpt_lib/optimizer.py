@@ -28,8 +28,8 @@ def learning_rate_at(
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two parameter groups: matrices (decayed), and biases and norms (not decayed).
 
-    A matrix mixes many inputs, and decay keeps it from leaning on one; a bias or a gain has nothing
-    to spread. A tied matrix appears once.
+    Decay keeps a matrix, which mixes many inputs, from relying on a few of them; a bias or a gain
+    mixes nothing. A tied matrix appears once.
     """
     params = [p for p in model.parameters() if p.requires_grad]
     return [
@@ -54,6 +54,6 @@ def make_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group the rate of this step, times the group's own factor if it has one."""
+    """Set every group's learning rate to `lr`, times the group's lr_factor if it has one."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_factor", 1.0)

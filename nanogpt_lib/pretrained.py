@@ -1,4 +1,4 @@
-"""Read a Hugging Face GPT-2 checkpoint into a plain config and state dict; write ours as one.
+"""Read a Hugging Face GPT-2 checkpoint into a plain config and state dict; convert ours to one.
 
 Exported from notebooks/01_checkpoint.ipynb; edit the notebook, not this file.
 """
@@ -24,7 +24,7 @@ TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "ml
 def from_huggingface(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of a Hugging Face GPT-2 → float32, with the names and shapes of model.GPT.
 
-    Conv1D weights are transposed to nn.Linear's (out, in); mask buffers and lm_head are left out.
+    Conv1D weights are transposed to nn.Linear's (out, in); mask buffers and lm_head are dropped.
     """
     state = {}
     for name, tensor in tensors.items():
@@ -39,8 +39,8 @@ def from_huggingface(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 def load_pretrained(source: str) -> tuple[dict, dict[str, torch.Tensor]]:
     """Read a GPT-2 checkpoint: gpt2, gpt2-medium, gpt2-large, gpt2-xl, a hub name or a folder.
 
-    Returns the fields of a GPTConfig as a dict, and a state dict of model.GPT, lm_head the very
-    tensor of wte. Raises UserError if a file is missing, cut short or of another model.
+    Returns the fields of a GPTConfig as a dict, and a state dict of model.GPT, in which lm_head is
+    wte's tensor. Raises UserError if a file is missing, truncated or from another model.
     """
     config = read_config(source)
     state = from_huggingface(read_weights(source))
@@ -50,21 +50,21 @@ def load_pretrained(source: str) -> tuple[dict, dict[str, torch.Tensor]]:
 
 
 def crop_block_size(config: dict, state: dict, block_size: int) -> None:
-    """Shorten the context in place: a shorter one needs only the first rows of wpe."""
+    """Shorten the context in place, keeping only the first block_size rows of wpe."""
     if block_size > config["block_size"]:
-        raise UserError(f"block_size {block_size} is over the model's {config['block_size']}")
+        raise UserError(f"block_size {block_size} exceeds the model's {config['block_size']}")
     config["block_size"] = block_size
     state["transformer.wpe.weight"] = state["transformer.wpe.weight"][:block_size].clone()
 
 
 def to_huggingface(config: dict, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict of model.GPT as model.safetensors keeps it; the inverse of from_huggingface.
+    """A state dict of model.GPT → tensors of model.safetensors; the inverse of from_huggingface.
 
-    Padding rows of wte go; biases that a bias-free model lacks become zeros: equal logits.
+    Padding rows of wte are dropped, and a bias-free model gets zero biases: the logits are equal.
     """
     tensors = {}
     for name, tensor in state.items():
-        if name != "lm_head.weight":  # tied: transformers makes it from wte
+        if name != "lm_head.weight":  # tied: transformers restores it from wte
             tensor = tensor.detach().float().cpu()
             tensors[name] = (tensor.t() if name.endswith(TRANSPOSED) else tensor).contiguous()
     for name in [n for n in tensors if n.endswith(".weight") and "wte" not in n and "wpe" not in n]:

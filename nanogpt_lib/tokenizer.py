@@ -17,9 +17,9 @@ from nanogpt_lib.support.vocabulary import (
 
 
 class GPT2Tokenizer:
-    """GPT-2's byte-level BPE: 50,257 tokens, any text can be encoded.
+    """GPT-2's byte-level BPE: 50,257 tokens that can encode any text.
 
-    `added` names further tokens, numbered from 50257 on, that fine-tuned models have.
+    `added` names additional tokens of fine-tuned models, numbered from 50257.
     """
 
     vocab_size = 50257
@@ -36,7 +36,7 @@ class GPT2Tokenizer:
         return self.encode_to_numpy(text).tolist()
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
-        """The same ids as a uint32 array, which long texts are encoded into faster."""
+        """The same ids as a uint32 array, which is faster for long texts."""
         return encode_gpt2(text)
 
     def decode_bytes(self, ids: list[int]) -> bytes:
@@ -44,11 +44,11 @@ class GPT2Tokenizer:
         return decode_tokens(self.encoding, ids)
 
     def decode(self, ids: list[int]) -> str:
-        """Ids → text; bytes that are no valid UTF-8 become U+FFFD."""
+        """Ids → text; invalid UTF-8 becomes U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def describe(self) -> dict:
-        """What meta.json and checkpoints store; `tokenizer_from` turns it back."""
+        """What meta.json and checkpoints store; the inverse of `tokenizer_from`."""
         return {"name": "gpt2", "added": self.added} if self.added else {"name": "gpt2"}
 
 
@@ -67,7 +67,7 @@ class CharTokenizer:
         """Text → ids. Raises UserError for a character outside the alphabet."""
         if strange := sorted(set(text) - set(self.characters)):
             raise UserError(
-                f"character {strange[0]!r} is not among the {self.vocab_size} known ones"
+                f"character {strange[0]!r} is not in the alphabet of {self.vocab_size} characters"
             )
         return [self.ids[c] for c in text]
 
@@ -82,7 +82,7 @@ class CharTokenizer:
         return "".join(self.characters[i] for i in ids)
 
     def describe(self) -> dict:
-        """What meta.json and checkpoints store; `tokenizer_from` turns it back."""
+        """What meta.json and checkpoints store; the inverse of `tokenizer_from`."""
         return {"name": "char", "characters": self.characters}
 
 
@@ -96,7 +96,7 @@ def tokenizer_from(description: dict) -> GPT2Tokenizer | CharTokenizer:
 
 
 def same_tokenizer(a, b) -> bool:
-    """Whether two tokenizers give every text the same ids; one that is not known (None) never does.
+    """Whether two tokenizers encode every text alike; an unknown one (None) equals none.
 
     Equal sizes prove nothing: two alphabets of 65 characters fit the same model.
     """
@@ -104,7 +104,7 @@ def same_tokenizer(a, b) -> bool:
 
 
 def encode_prompt(tokenizer: GPT2Tokenizer | CharTokenizer, text: str) -> list[int]:
-    """Text → ids, special tokens written by their names included, as a prompt may have them."""
+    """Text → ids; unlike `encode`, it turns names of special tokens into those tokens."""
     names = sorted(tokenizer.special, key=len, reverse=True)  # the longest name first
     parts = re.split("(" + "|".join(map(re.escape, names)) + ")", text) if names else [text]
     ids = ([tokenizer.special[p]] if p in tokenizer.special else tokenizer.encode(p) for p in parts)

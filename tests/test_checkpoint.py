@@ -450,7 +450,7 @@ def test_tensors_cut_by_rows_into_any_number_of_files_are_read_whole_or_in_part(
 
 def test_a_missing_or_empty_run_says_what_was_looked_for(tmp_path):
     for source in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match="no whole checkpoint here .looked for checkpoints/"):
+        with pytest.raises(UserError, match="no intact checkpoint here .looked for checkpoints/"):
             newest_checkpoint(source)
 
 
@@ -473,7 +473,7 @@ def test_loading_never_unpickles(tmp_path):
     files = read_sealed(folder / "state.json")["files"]
     files[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     forge(folder / "state.json", files=files)
-    with pytest.raises(UserError, match="weights and state.json do not fit together"):
+    with pytest.raises(UserError, match="weights and state.json do not match"):
         load_checkpoint(tmp_path)
     assert not (tmp_path / "exploded").exists()
 
@@ -502,6 +502,6 @@ def test_weights_that_do_not_fit_the_state_are_one_line(tmp_path, change):
     run_with(tmp_path, 1)
     path = checkpoints(tmp_path)[0] / "state.json"
     forge(path, model_config=read_sealed(path)["model_config"] | change)
-    with pytest.raises(UserError, match="do not fit together") as error:
+    with pytest.raises(UserError, match="state.json do not match") as error:
         load_checkpoint(tmp_path)
     assert "\n" not in str(error.value)

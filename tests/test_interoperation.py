@@ -160,6 +160,6 @@ def test_a_run_is_never_overwritten_by_its_own_export(exported, gpt2_tokenizer):
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     model = odd_model()
-    with pytest.raises(UserError, match="the tokenizer has .* tokens, the model 61"):
+    with pytest.raises(UserError, match="the tokenizer has .* tokens; the model has 61"):
         save_huggingface(tmp_path / "hf", vars(model.config), model.state_dict(), CHARACTERS)
     assert not (tmp_path / "hf").exists()

@@ -372,7 +372,7 @@ def test_changes_crop_pad_and_keep_the_logits(tmp_path):
         assert (config.block_size, config.dropout, config.attention) == (8, 0.1, "manual")
         assert config.padded_vocab_size == 64
         torch.testing.assert_close(logits(changed), logits(whole), atol=1e-5, rtol=0)
-        assert "block_size 17 is over the model's 16" in refusal(source, block_size=17)
+        assert "block_size 17 exceeds the model's 16" in refusal(source, block_size=17)
 
 
 # ---- nanoGPT and build-nanogpt

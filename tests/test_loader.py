@@ -303,9 +303,9 @@ def test_a_run_can_be_resumed_with_another_batch_size_and_world_size(stream):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"seed": 5}, "saved with seed 1337 and cannot go on with 5"),
-        ({"block_size": 16}, "saved with block_size 8 and cannot go on with 16"),
-        ({"shuffle": False}, "saved with shuffle True and cannot go on with False"),
+        ({"seed": 5}, "saved with seed 1337 and cannot continue with 5"),
+        ({"block_size": 16}, "saved with block_size 8 and cannot continue with 16"),
+        ({"shuffle": False}, "saved with shuffle True and cannot continue with False"),
     ],
 )
 def test_a_position_in_another_order_is_refused(stream, changed, message):
@@ -317,7 +317,7 @@ def test_a_position_in_another_order_is_refused(stream, changed, message):
 
 def test_a_position_in_another_dataset_is_refused(stream, tmp_path):
     other = make_stream(tmp_path / "other", 999)
-    with pytest.raises(UserError, match="saved with tokens 1000 and cannot go on with 999"):
+    with pytest.raises(UserError, match="saved with tokens 1000 and cannot continue with 999"):
         TokenLoader(other, 4, T).load_state_dict(TokenLoader(stream, 4, T).state_dict())
 
 

@@ -257,7 +257,7 @@ def test_the_same_seed_trains_the_same_model_bit_for_bit():
 
 def test_heads_that_cannot_share_the_channels_build_no_model():
     """The door says it in one line (test_train.py); a library user gets this."""
-    with pytest.raises(AssertionError, match="share the channels evenly"):
+    with pytest.raises(AssertionError, match="n_embd must be divisible by n_head"):
         GPT(GPTConfig(**{**SMALL, "n_head": 3}))
 
 
@@ -282,7 +282,7 @@ def test_padding_may_be_cut_from_the_vocabulary_and_a_token_never():
     load_weights(plain, state, vocab_size=61)  # 64 rows, of which 61 are tokens
     torch.testing.assert_close(plain(TOKENS)[0], padded(TOKENS)[0], atol=1e-5, rtol=0)
     for size, tokens in ((61, None), (60, 61), (60, None), (62, 61), (70, None)):
-        with pytest.raises(UserError, match=f"has {tokens or 64} tokens, the model {size}"):
+        with pytest.raises(UserError, match=f"has {tokens or 64} tokens, the model has {size}"):
             load_weights(odd_model(vocab_size=size), state, tokens)
 
 
@@ -296,5 +296,5 @@ def test_context_dropout_and_padding_may_be_chosen_on_load_but_not_the_vocabular
     assert not torch.equal(some, other)  # dropout acts
     expected = model(TOKENS[:, :8])[0]
     torch.testing.assert_close(loaded.eval()(TOKENS[:, :8])[0], expected, atol=1e-5, rtol=0)
-    with pytest.raises(UserError, match="the checkpoint has 61 tokens, the model 60"):
+    with pytest.raises(UserError, match="the checkpoint has 61 tokens, the model has 60"):
         GPT.from_pretrained(str(tmp_path), vocab_size=60)

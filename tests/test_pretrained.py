@@ -94,7 +94,7 @@ def test_a_shorter_context_gives_the_same_logits(folder):
         cropped = GPT.from_pretrained(str(folder), block_size=8).eval()(TOKENS[:, :8])[0]
     assert torch.equal(whole, cropped)
     config, state = load_pretrained(str(folder))
-    with pytest.raises(UserError, match="block_size 17 is over the model's 16"):
+    with pytest.raises(UserError, match="block_size 17 exceeds the model's 16"):
         crop_block_size(config, state, 17)
 
 

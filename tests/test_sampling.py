@@ -134,8 +134,8 @@ def test_probabilities_are_float32_even_for_bfloat16_logits():
     [
         ({"temperature": -1}, "temperature -1 is negative"),
         ({"top_k": 0}, "top_k 0 keeps no token"),
-        ({"top_p": 0}, "top_p 0 is not a share"),
-        ({"top_p": 1.5}, "top_p 1.5 is not a share"),
+        ({"top_p": 0}, "top_p 0 is out of range"),
+        ({"top_p": 1.5}, "top_p 1.5 is out of range"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(how, message):

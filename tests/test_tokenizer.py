@@ -128,7 +128,7 @@ def test_characters_are_numbered_in_sorted_order():
 
 
 def test_an_unknown_character_is_named():
-    with pytest.raises(UserError, match=r"character 'ß' is not among the 3 known ones"):
+    with pytest.raises(UserError, match=r"character 'ß' is not in the alphabet of 3 characters"):
         CharTokenizer("abc").encode("aßb")
 
 

@@ -231,7 +231,7 @@ def test_a_run_without_a_whole_checkpoint_is_not_resumed(tiny_run, tmp_path):
     for folder in checkpoints(out):
         weights = folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no intact checkpoint"):
         train.main(["--resume", "--out", str(out)])
 
 
