@@ -1,4 +1,4 @@
-"""Settings from the command line, from the named preset, and from the run that is resumed."""
+"""Combine settings from the command line, the named preset, and the run being resumed."""
 
 import argparse
 import sys
@@ -16,22 +16,22 @@ from nanogpt_lib.support.places import ROOT, find_data
 PLAIN = {name: f.default for name, f in OPTIONS.items()}
 ABOUT = f"""
 Train a GPT. A preset is a set of values for these settings; its name comes first. Presets:
-{", ".join(PRESETS)}. Without any argument the preset is quickstart. With flags but no preset, what
-no flag sets has the plain default, which is GPT-2's (124M): see below, or train.py PRESET --help
-for the values of a preset. With --resume what no flag and no named preset sets stays as it was in
-the run, and what cannot change is refused. --max-steps 10, --max_steps 10 and --max-steps=10 are
-the same.
+{", ".join(PRESETS)}. Without any arguments the preset is quickstart. With flags but no preset, all
+other settings have their plain defaults, which are GPT-2's (124M): see below, or train.py PRESET
+--help for the values of a preset. With --resume, settings given neither by a flag nor by a named
+preset keep the run's values, and a change that is impossible is refused. --max-steps 10,
+--max_steps 10 and --max-steps=10 are equivalent.
 """
 
 
 def choices_of(name: str) -> tuple[str, ...] | None:
-    """The values a setting can have, if they are few."""
+    """The values a setting may have, or None if they are not listed."""
     choices = OPTIONS[name].metadata["choices"]
     return tuple(REGISTRIES[choices]) if isinstance(choices, str) else choices
 
 
 def build_parser(preset: str | None) -> OneLineParser:
-    """The parser of train.py; its help shows the values of a preset, else the plain defaults."""
+    """The parser of train.py; its help shows a preset's values, or else the plain defaults."""
     parser = OneLineParser(
         prog="train.py", usage="train.py [PRESET] [--setting value …]", description=ABOUT
     )
@@ -56,9 +56,9 @@ def build_parser(preset: str | None) -> OneLineParser:
 def parse_config(
     argv: list[str] | None = None, say: Callable[[str], None] = lambda text: None
 ) -> TrainConfig:
-    """Read `[PRESET] [--setting value …]`; what the user should know of it goes to `say`.
+    """Parse `[PRESET] [--setting value …]`; notes for the user are passed to `say`.
 
-    Raises UserError for values that cannot work, SystemExit for a line that cannot be read.
+    Raises UserError for invalid values, SystemExit for a command line that cannot be parsed.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     named = argv.pop(0) if argv and not argv[0].startswith("-") else None
@@ -82,7 +82,7 @@ def parse_config(
             say(f"changed since the run was saved: {', '.join(words)}")
     elif preset is None and not config.eval_only:
         say(
-            "no preset named: settings without a flag are GPT-2's (124M), see --help; "
+            "no preset given: settings without a flag are GPT-2's (124M), see --help; "
             f"the run is in {config.out}"
         )
     if config.warmup_steps >= config.max_steps and not config.eval_only:
@@ -90,17 +90,17 @@ def parse_config(
         say(
             f"--max-steps {config.max_steps} ends inside the warm-up of {config.warmup_steps} "
             f"steps: the learning rate reaches {top:.2g} of {config.learning_rate:g}; "
-            "--warmup-steps sets it"
+            "consider a smaller --warmup-steps"
         )
     return config
 
 
 def found_path(path: str, kept: bool = False) -> str:
-    """The absolute path of what a relative one means, here or as a run has kept it.
+    """Make a relative path absolute; `kept`: it was saved by a run, so try ROOT first.
 
-    What is not there, a name on the hub for one, stays as it is.
+    A path that does not exist, such as a name on the hub, is returned unchanged.
     """
-    if path in ("scratch", *GPT2_SIZES):  # whatever folder has such a name
+    if path in ("scratch", *GPT2_SIZES):  # even if a folder has that name
         return path
     found = ROOT / path if kept and (ROOT / path).exists() else find_data(path)
     return str(found.absolute()) if found.exists() else path
@@ -113,9 +113,9 @@ def settings_files(out: Path) -> list[Path]:
 
 
 def saved_settings(out: Path) -> dict:
-    """The settings of a run to be resumed, from the first file that is whole; else a UserError.
+    """The settings of a run to resume, from the first undamaged file; raises UserError without one.
 
-    What an older run does not know has the plain default, never that of a preset.
+    Settings unknown to an older run have the plain default, never a preset's value.
     """
     damaged = None
     for path in settings_files(out):
@@ -127,19 +127,19 @@ def saved_settings(out: Path) -> dict:
         saved = modern(saved.get("train_config", saved))
         for name, value in saved.items():
             if name not in OPTIONS:
-                raise UserError(f"{path}: this version knows no setting {name!r}")
+                raise UserError(f"{path}: this version has no setting {name!r}")
             choices = choices_of(name)
             if type(value) is not OPTIONS[name].type or (choices and value not in choices):
                 raise UserError(f"{path}: this version cannot use {flag(name)} {value!r}")
         saved |= {name: found_path(saved[name], kept=True) for name in PATHS if name in saved}
         return {n: v for n, v in {**PLAIN, **saved}.items() if n not in ("out", *OF_A_START)}
     raise UserError(
-        str(damaged or f"{out}: no run to resume here (no config.json); --out names it")
+        str(damaged or f"{out}: no run to resume here (no config.json); name it with --out")
     )
 
 
 def modern(saved: dict) -> dict:
-    """Settings as they are named today. Until --optimizer came, a rate above 0 switched Muon on."""
+    """Convert old versions' settings, in which a muon_learning_rate above 0 switched Muon on."""
     if "muon_learning_rate" in saved and "optimizer" not in saved:
         if saved["muon_learning_rate"]:
             return {**saved, "optimizer": "muon"}

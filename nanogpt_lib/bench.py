@@ -1,13 +1,13 @@
-"""The speed-ups on this machine, and how long each preset's real run would take here.
+"""Measure the speed-ups on this machine, and estimate how long each preset's run would take.
 
     python nanogpt_lib/bench.py                        GPT-2 124M, sizes that suit the device
     python nanogpt_lib/bench.py --preset gpt2-350m --batch-size 16 --block-size 1024
     python nanogpt_lib/bench.py --json speedups.json   also write all rows, with card, driver,
                                                        versions and commit
-    python nanogpt_lib/bench.py --sampling             tokens per second when drawing text
+    python nanogpt_lib/bench.py --sampling             tokens per second when generating text
 
-Each of the lecture's speed-ups keeps all earlier ones. One that this machine cannot do says so.
-Beside other implementations: tests/benchmarks/compare_training.py and compare_sampling.py.
+Each of the lecture's speed-ups keeps all earlier ones; unsupported ones are reported as such.
+To compare with other implementations: tests/benchmarks/compare_training.py, compare_sampling.py.
 """
 
 if __name__ == "__main__" and not __package__:  # run by path: import from the repository
@@ -41,12 +41,12 @@ from nanogpt_lib.support.machine import describe_machine, name_of
 from nanogpt_lib.support.memory import rows_that_fit, training_bytes
 from nanogpt_lib.support.packed import fast_inference
 
-WORTH = 1.01  # a further speed-up is kept if it is faster by more than this: noise is not
-CHARACTERS = 96  # about as many as an English text has
+WORTH = 1.01  # keep a further speed-up only if it is this many times faster: less may be noise
+CHARACTERS = 96  # about the number of different characters in English text
 
 
 def preset_shape(config: TrainConfig) -> GPTConfig:
-    """The shape of a preset's model; without data, the size of its vocabulary is a guess."""
+    """The shape of a preset's model; without its data, the vocabulary size is a guess."""
     return model_config(config, 50257 if config.vocab_multiple > 1 else CHARACTERS)
 
 
@@ -54,7 +54,7 @@ def preset_shape(config: TrainConfig) -> GPTConfig:
 
 
 def print_head() -> None:
-    """The names of the columns."""
+    """Print the column names."""
     print(
         f"{'step':<26}{'ms/step':>9}{'tokens/s':>11}{'GFLOP/s':>9}{'MFU':>7}{'GB':>7}"
         f"{'ratio':>7}{'loss ±':>8}"
@@ -62,7 +62,7 @@ def print_head() -> None:
 
 
 def print_row(row: dict, first: dict) -> None:
-    """One line of the table; ratio: tokens per second over those of the first row."""
+    """Print one line of the table; ratio: tokens per second relative to the first row."""
     mfu = f"{row['mfu']:.1%}" if row["mfu"] else "—"
     memory = f"{row['memory_gb']:.1f}" if row["memory_gb"] else "—"
     ratio = row["tokens_per_sec"] / first["tokens_per_sec"]
@@ -75,7 +75,7 @@ def print_row(row: dict, first: dict) -> None:
 
 
 class Table:
-    """The rows measured so far, printed as they come, and the fastest variant that was kept."""
+    """The rows measured so far, each printed when measured, and the fastest variant kept."""
 
     def __init__(self, shape: GPTConfig, rows: int, steps: int, device: torch.device):
         self.shape, self.rows, self.steps, self.device = shape, rows, steps, device
@@ -83,19 +83,19 @@ class Table:
         self.best, self.fastest = Variant(), None
 
     def missing(self, name: str, reason: str) -> None:
-        """A row that cannot be measured here."""
+        """Add a row that cannot be measured here."""
         print(f"  — {reason}")
         self.results.append({"name": name, "missing": reason, "kept": False})
 
     def add(self, variant: Variant, *, always: bool = False, candidate: bool = True) -> None:
-        """Measure a variant. Kept, to build on, are those of the lecture (`always`), and a
-        `candidate` that is faster than the fastest so far."""
+        """Measure a variant. It is kept, for later ones to build on, if it is one of the lecture's
+        (`always`) or a `candidate` that beats the fastest so far."""
         row = measure_or_note(variant, self.shape, self.rows, self.steps, self.device)
         if isinstance(row, str):
             self.missing(variant.name, row)
             return
         first = next((r for r in self.results if "loss" in r), row)
-        if variant.factor == 1 and not variant.data:  # otherwise another batch: no comparison
+        if variant.factor == 1 and not variant.data:  # otherwise the batch differs
             row["moved"] = abs(row["loss"] - first["loss"])
         bar = WORTH * self.fastest["tokens_per_sec"] if self.fastest else 0.0
         row["kept"] = always or (candidate and row["tokens_per_sec"] > bar)
@@ -108,35 +108,35 @@ class Table:
 
 
 def measure_all(table: Table, variants: list[Variant | str], further: dict) -> None:
-    """Fill the table: the lecture's speed-ups, further ones, then the data's way to the model."""
+    """Fill the table: the lecture's speed-ups, further ones, then ways to load the data."""
     print_head()
     for variant in variants:
         if isinstance(variant, str):
             table.missing(variant.split(":")[0], variant)
         else:
             table.add(variant, always=True)
-    print("beyond the lecture, each on top of what was kept:")
+    print("beyond the lecture, each on top of the variants kept so far:")
     for name, change in further.items():
         table.add(replace(table.best, name=name, **change))
     for data, name in (("loader", "data from the disk"), ("ahead", "the same, read ahead")):
         table.add(replace(table.best, name=name, data=data), candidate=False)
 
 
-# --- what follows for real runs -------------------------------------------------------------------
+# --- estimates for real runs ----------------------------------------------------------------------
 
 
 def preset_model(name: str) -> tuple[TrainConfig, GPT]:
-    """A preset and its model without memory."""
+    """A preset and its model on the meta device, which allocates nothing."""
     config = TrainConfig(**PRESETS[name])
     with torch.device("meta"):
         return config, MODELS[config.model](preset_shape(config))
 
 
 def print_memory(dtype: torch.dtype) -> None:
-    """Peak memory of a step by preset and micro-batch, and what fits, by chapter 05's formula."""
+    """Print peak memory by preset and micro-batch, and what fits, by chapter 05's formula."""
     cards = (8, 16, 24, 40, 80)
     print(f"\nPeak memory (GB) in {str(dtype).removeprefix('torch.')}, by rows per micro-batch;")
-    print("then the largest micro-batch that divides the step and fits into so many GB:")
+    print("then the largest micro-batch that divides the step and fits into a card's memory:")
     rows = (1, 4, 16, 64)
     head = "".join(f"{f'{n} rows':>9}" for n in rows) + "".join(f"{f'{g} GB':>7}" for g in cards)
     print(f"  {'preset':<22}{head}")
@@ -150,8 +150,8 @@ def print_memory(dtype: torch.dtype) -> None:
 
 
 def print_estimates(flops_per_second: float, device_name: str) -> None:
-    """How long every preset would take at this rate: operations of the run over operations/s."""
-    print(f"\nWhole runs at {flops_per_second / 1e9:,.0f} GFLOP/s, as measured on {device_name}:")
+    """Print how long every preset would take at this rate: the run's FLOPs over FLOP/s."""
+    print(f"\nFull runs at {flops_per_second / 1e9:,.0f} GFLOP/s, as measured on {device_name}:")
     for name in PRESETS:
         config, model = preset_model(name)
         tokens = config.max_steps * config.total_batch_size
@@ -159,11 +159,11 @@ def print_estimates(flops_per_second: float, device_name: str) -> None:
         print(f"  {name:<22}{tokens / 1e6:>12,.1f}M tokens   {left}")
 
 
-# --- drawing text ---------------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------------------
 
 
 def sampling_ways(shape: GPTConfig, device: torch.device) -> dict[str, Callable]:
-    """Ways to draw n tokens after idx, by name: the plain model, and as sample.py runs it."""
+    """Ways to generate n tokens after idx, by name: the plain model, and as sample.py runs it."""
     model = GPT(shape).to(device).eval()
 
     def plain(idx, n):
@@ -201,7 +201,7 @@ def print_sampling(ways: dict[str, Callable], device: torch.device, new: int, ro
 
 
 def step_parser(prog: str, description: str) -> OneLineParser:
-    """The flags that say which step is timed."""
+    """The options that define the step to be timed."""
     parser = OneLineParser(prog=prog, description=description)
     parser.add_argument("--preset", default="gpt2-124m", choices=list(PRESETS))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
@@ -210,13 +210,13 @@ def step_parser(prog: str, description: str) -> OneLineParser:
         "--block-size", type=int, help="tokens per row (default: the preset's, 256 on a CPU)"
     )
     parser.add_argument("--steps", type=int, help="timed steps (default: 20 on a GPU, 3 on a CPU)")
-    parser.add_argument("--compile", action="store_true", help="try torch.compile off CUDA, too")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile without CUDA too")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     return parser
 
 
 def read_step(parser: OneLineParser, argv: list[str] | None, crop: bool = True):
-    """The flags, the device, the shape (tokens are GPT-2's) and the number of rows."""
+    """Parse the options: (args, device, shape with GPT-2's vocabulary, number of rows)."""
     args = parser.parse_args(argv)
     for flag in ("batch_size", "block_size", "steps", "new_tokens", "rounds"):
         if (value := getattr(args, flag, None)) is not None and value < 1:
@@ -233,7 +233,7 @@ def read_step(parser: OneLineParser, argv: list[str] | None, crop: bool = True):
 
 
 def about(args: argparse.Namespace, device: torch.device, shape: GPTConfig, rows: int) -> dict:
-    """What was measured where; printed in one line, and returned for a record."""
+    """Describe what is measured and where: print one line, return it as a dict."""
     name = name_of(device)
     print(f"{args.preset} on {device} ({name}), torch {torch.__version__}, ", end="")
     print(f"{torch.get_num_threads()} threads")
@@ -242,12 +242,14 @@ def about(args: argparse.Namespace, device: torch.device, shape: GPTConfig, rows
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure the speed-ups, then extrapolate; or, with --sampling, draw text."""
+    """Measure the speed-ups, then extrapolate; or, with --sampling, time generation."""
     parser = step_parser("bench.py", __doc__.split("\n")[0])
-    parser.add_argument("--sampling", action="store_true", help="draw text instead, and time it")
-    parser.add_argument("--new-tokens", type=int, default=400, help="tokens per text (--sampling)")
+    parser.add_argument("--sampling", action="store_true", help="time text generation instead")
     parser.add_argument(
-        "--rounds", type=int, default=3, help="the best of these counts (--sampling)"
+        "--new-tokens", type=int, default=400, help="tokens to generate (--sampling)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="report the best of N rounds (--sampling)"
     )
     sampling = parser.parse_args(argv).sampling
     args, device, shape, rows = read_step(parser, argv, crop=not sampling)

@@ -1,6 +1,6 @@
-"""Everything that is chosen by name (--model, --optimizer, --schedule), and how settings make it.
+"""Registries of what is chosen by name (--model, --optimizer, --schedule), built from settings.
 
-To add one: write it in a module of its own, and add a line to the registry.
+To add one, write it in a module of its own and add it to the registry.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from nanogpt_lib.optimizer import learning_rate_at, make_optimizer
 
 MODELS: dict[str, type[GPT]] = {"gpt2": GPT}
 
-# what saved weights fix; dropout and the attention kernel can change from one start to the next
+# SHAPE: the settings that saved weights fix; dropout and the attention kernel may still change
 FREE = ("vocab_size", "dropout", "attention")
 SHAPE = tuple(f.name for f in fields(GPTConfig) if f.name not in FREE)
 
 
 def model_config(config: TrainConfig, vocab_size: int) -> GPTConfig:
-    """The shape of the model that the settings ask for."""
+    """The GPTConfig of the model described by the settings."""
     names = [f.name for f in fields(GPTConfig) if f.name != "vocab_size"]
     return GPTConfig(vocab_size=vocab_size, **{name: getattr(config, name) for name in names})
 
@@ -35,9 +35,8 @@ def model_config(config: TrainConfig, vocab_size: int) -> GPTConfig:
 class Optimizers:
     """Several optimizers over different parameters, used as one.
 
-    The parameters of the second are numbered on from those of the first, in param_groups as in
-    state_dict, as if they were one optimizer's. A GradScaler skips `step` when it finds an infinity
-    in any gradient, so that none of them changes.
+    In param_groups and state_dict the parameters are numbered consecutively over all parts, as in a
+    single optimizer. A GradScaler skips `step` if any gradient is infinite, so no part updates.
     """
 
     def __init__(self, *parts: torch.optim.Optimizer):
@@ -45,11 +44,11 @@ class Optimizers:
 
     @property
     def param_groups(self) -> list[dict]:
-        """The groups of all, in order; to change a rate here is to change it there."""
+        """The groups of all parts, in order: the very same dicts, so changes reach the parts."""
         return [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Callable | None = None):
-        """Evaluate the closure once if there is one, let each make its update; return the loss."""
+        """Evaluate the closure once if there is one, step each part, return the loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -75,10 +74,10 @@ class Optimizers:
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Put `state_dict()` back; raises ValueError if the groups do not fit."""
+        """Restore `state_dict()`; raises ValueError if the groups do not match."""
         groups, first = list(state_dict["param_groups"]), 0
         if len(groups) != len(self.param_groups):
-            raise ValueError(f"{len(groups)} groups of parameters, not {len(self.param_groups)}")
+            raise ValueError(f"{len(groups)} parameter groups, not {len(self.param_groups)}")
         for part in self.parts:
             count = parameter_count(part)
             own = [groups.pop(0) for _ in part.param_groups]
@@ -89,7 +88,7 @@ class Optimizers:
 
 
 def parameter_count(optimizer: torch.optim.Optimizer) -> int:
-    """How many tensors an optimizer updates."""
+    """The number of tensors an optimizer updates."""
     return sum(len(group["params"]) for group in optimizer.param_groups)
 
 
@@ -104,7 +103,7 @@ def adamw(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -> torch.op
 
 
 def block_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The matrices inside the blocks: neither embeddings nor the head."""
+    """The matrices inside the blocks, without embeddings and output head."""
     return [p for p in model.transformer.h.parameters() if p.requires_grad and p.dim() == 2]
 
 
@@ -133,7 +132,7 @@ ONE_AVERAGE = (Muon,)  # optimizers that keep one float32 number per parameter; 
 
 
 def state_bytes(optimizer: torch.optim.Optimizer | Optimizers) -> int:
-    """What an optimizer keeps beside weights and gradients once it has made a step, in bytes."""
+    """The size of an optimizer's state after its first step, in bytes."""
     numbers = 0
     for part in getattr(optimizer, "parts", [optimizer]):
         count = sum(p.numel() for group in part.param_groups for p in group["params"])

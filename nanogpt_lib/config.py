@@ -1,7 +1,7 @@
-"""The settings of a training run: what can be set, the plain defaults, and the named presets.
+"""The settings of a training run: the plain defaults, the named presets, and their checks.
 
-The plain defaults are GPT-2's (124M); a preset changes them only where it is named on the command
-line (arguments.py).
+The plain defaults are GPT-2's (124M); a preset applies only if it is named on the command line
+(arguments.py).
 """
 
 import math
@@ -15,7 +15,7 @@ from nanogpt_lib.support.places import ROOT
 
 
 class Need(NamedTuple):
-    """What another setting must be for this one to have an effect: in words, and as a test."""
+    """A condition on other settings for this one to have an effect: as text and as a function."""
 
     words: str
     met: Callable[["TrainConfig"], bool]
@@ -27,9 +27,9 @@ HELLASWAG = Need("--hellaswag-every greater than 0", lambda config: config.hella
 
 
 def option(default, help: str, choices: tuple[str, ...] | str | None = None, need=None):
-    """A field that the command line can set: help text with the unit, choices, what it needs.
+    """A field that is also a command-line flag: help text with its unit, choices, condition.
 
-    `choices` as a string names a registry of choices.py.
+    A string as `choices` names a registry of choices.py.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "need": need})
 
@@ -38,34 +38,34 @@ def option(default, help: str, choices: tuple[str, ...] | str | None = None, nee
 class TrainConfig:
     """All settings of a run. Saved as a plain dict in config.json and in every checkpoint."""
 
-    # where
+    # where and how to start
     data: str = option(
         "data/fineweb",
-        "folder of token shards (python data/NAME.py makes it); looked for below the working "
-        "directory, then below the repository",
+        "folder of token shards (made by python data/NAME.py); looked up in the working directory, "
+        "then in the repository",
     )
     out: str = option("runs/unnamed", "run directory: log, checkpoints, samples, plot")
-    seed: int = option(1337, "seed of the initialisation, the shuffle, dropout and the samples")
-    resume: bool = option(False, "continue the run in --out from its newest whole checkpoint")
+    seed: int = option(1337, "seed for initialisation, shuffling, dropout and samples")
+    resume: bool = option(False, "continue the run in --out from its newest intact checkpoint")
     auto_resume: bool = option(
-        False, "the same if --out holds a run, else begin one (for --max-restarts and Slurm)"
+        False, "resume if --out holds a run, else start one (for --max-restarts and Slurm)"
     )
     init_from: str = option("scratch", "scratch, gpt2, gpt2-medium/-large/-xl, a folder, or a run")
     eval_only: bool = option(
         False,
-        "print the validation loss (and HellaSwag, with --hellaswag-every 1) of --init-from or of "
-        "the run in --out (--resume), and end; nothing is trained or written",
+        "print the validation loss (and, with --hellaswag-every 1, HellaSwag) of --init-from or of "
+        "the run in --out (--resume), then exit; nothing is trained or written",
     )
     # how it computes
     device: str = option("auto", "auto, cpu, cuda or mps", ("auto", "cpu", "cuda", "mps"))
     dtype: str = option(
-        "auto", "arithmetic of the products; auto takes bfloat16 where it is fast", DTYPES
+        "auto", "dtype of the matrix products; auto: bfloat16 where it is fast", DTYPES
     )
     compile: str = option("auto", "torch.compile; auto: on for CUDA", ("auto", "on", "off"))
     parallel: str = option(
         "ddp",
-        "several processes: ddp, each holds the whole model and the optimizer's state; or fsdp, "
-        "each holds a share (with AdamW), for a model that does not fit one card",
+        "with several processes: ddp, each holds the whole model and optimizer state; or fsdp, "
+        "each holds a share (AdamW only), for a model that does not fit on one card",
         ("ddp", "fsdp"),
     )
     # model
@@ -83,40 +83,40 @@ class TrainConfig:
     # batch and schedule
     batch_size: int = option(
         64,
-        "most rows per micro-batch and process that fit in memory; fewer are taken where the "
-        "tokens of a step ask for it",
+        "most rows per micro-batch and process that fit in memory; fewer are used if the number "
+        "of tokens per step requires it",
     )
     total_batch_size: int = option(524288, "tokens per optimizer step, over all processes")
     max_steps: int = option(19073, "optimizer steps")
     optimizer: str = option(
         "adamw",
-        "adamw for all parameters, or muon for the blocks' matrices and adamw for the rest",
+        "adamw for all parameters, or muon for the matrices in the blocks and adamw for the rest",
         "OPTIMIZERS",
     )
-    schedule: str = option("cosine", "learning rate over the steps, after the warm-up", "SCHEDULES")
+    schedule: str = option("cosine", "learning-rate schedule after the warm-up", "SCHEDULES")
     learning_rate: float = option(6e-4, "peak learning rate (AdamW's), reached after the warm-up")
     min_lr: float = option(6e-5, "learning rate at the end of the schedule")
     muon_learning_rate: float = option(
-        0.02, "peak learning rate of Muon's matrices, on the same schedule", need=MUON
+        0.02, "peak learning rate of Muon, on the same schedule", need=MUON
     )
     warmup_steps: int = option(715, "steps of linear warm-up")
     weight_decay: float = option(
-        0.1, "decoupled weight decay of all matrices, times the learning rate"
+        0.1, "decoupled weight decay of matrices, multiplied by the learning rate"
     )
     beta1: float = option(0.9, "decay of the gradient's running mean (AdamW's and Muon's)")
     beta2: float = option(0.95, "decay of the squared gradient's running mean (AdamW's)")
-    grad_clip: float = option(1.0, "largest gradient norm (0: no clipping)")
+    grad_clip: float = option(1.0, "clip the gradient to this norm (0: no clipping)")
     shuffle: bool = option(True, "visit the windows of each epoch in a seeded random order")
-    verify_data: bool = option(True, "compare the shards with their SHA-256 before the first step")
+    verify_data: bool = option(True, "check the shards' SHA-256 before the first step")
     skip_bad_steps: int = option(
-        0, "skip up to so many updates in a row whose loss or gradient is not finite, then stop"
+        0, "skip up to this many updates in a row if loss or gradient is not finite, then stop"
     )
     # evaluation, checkpoints, samples
     eval_every: int = option(250, "steps between validation losses (0: only at the end)")
     eval_tokens: int = option(10_485_760, "validation tokens per evaluation, always the same ones")
     save_every: int = option(1000, "steps between checkpoints (0: only at the end)")
     keep_checkpoints: int = option(
-        2, "newest checkpoints to keep (0: all), besides that of the lowest validation loss"
+        2, "newest checkpoints to keep (0: all), besides the one with the lowest validation loss"
     )
     sample_every: int = option(250, "steps between samples (0: only at the end)")
     sample_tokens: int = option(64, "tokens per sample")
@@ -128,19 +128,19 @@ class TrainConfig:
     log_every: int = option(10, "steps between lines on the terminal (log.jsonl has every step)")
     logger: str = option("none", "also log to this", ("none", "tensorboard", "wandb"))
 
-    # which of them were asked for; not a setting
+    # where the values came from; not settings
     preset: str | None = None
     flags: frozenset[str] = frozenset()
 
     @property
     def asked_for(self) -> set[str]:
-        """Names of the settings that the preset or a flag has set; the others are as they were."""
+        """Names of the settings set by the preset or by a flag."""
         return {*self.flags, *PRESETS.get(self.preset, {})}
 
 
 OPTIONS = {f.name: f for f in fields(TrainConfig) if f.metadata}
-PATHS = ("data", "hellaswag_data", "init_from")  # what is read; found from any directory
-OF_A_START = ("resume", "auto_resume", "eval_only")  # how one start is made: not kept with the run
+PATHS = ("data", "hellaswag_data", "init_from")  # inputs; found from any working directory
+OF_A_START = ("resume", "auto_resume", "eval_only")  # concern one start only; not saved
 
 GPT2_124M = dict(data="data/fineweb", hellaswag_every=250)  # the rest: the plain defaults
 
@@ -149,14 +149,14 @@ PRESETS: dict[str, dict] = {
     "quickstart": dict(
         data="data/pydocs", out="runs/quickstart",
         n_layer=4, n_head=4, n_embd=256, block_size=64, bias=False, vocab_multiple=1,
-        attention="manual",  # on a CPU in bfloat16 SDPA's backward pass takes longer
+        attention="manual",  # faster: on a CPU in bfloat16 SDPA's backward pass is slow
         batch_size=16, total_batch_size=16 * 64, max_steps=1200,
         optimizer="muon", learning_rate=4e-3, min_lr=1e-4, muon_learning_rate=0.03,
         warmup_steps=20, weight_decay=0.0,
         eval_every=200, eval_tokens=65_536, save_every=400, sample_every=400,
         sample_prompt="The ", sample_tokens=200, log_every=100,
     ),
-    # the model that the chapters look into (notebooks/recorded): as quickstart, a longer context
+    # the model that the chapters examine (notebooks/recorded): like quickstart, longer context
     "recorded": dict(
         data="data/pydocs", out="runs/recorded",
         n_layer=4, n_head=4, n_embd=256, block_size=256, bias=False, vocab_multiple=1,
@@ -167,7 +167,7 @@ PRESETS: dict[str, dict] = {
         eval_every=250, eval_tokens=200_000, save_every=500, sample_every=500,
         sample_prompt="The ", sample_tokens=400, log_every=100,
     ),
-    # the model, data and batch of nanoGPT's README example for a laptop; a recipe of our own
+    # model, data and batch size of nanoGPT's README example for a laptop; our own hyperparameters
     "shakespeare-char": dict(
         data="data/shakespeare", out="runs/shakespeare-char",
         n_layer=4, n_head=4, n_embd=128, block_size=64, bias=False, vocab_multiple=1,
@@ -178,7 +178,7 @@ PRESETS: dict[str, dict] = {
         eval_every=250, eval_tokens=110_592, save_every=500, sample_every=500,
         sample_prompt="\n", sample_tokens=200, log_every=50,
     ),
-    # nanoGPT's config/train_shakespeare_char.py, three minutes of an A100
+    # nanoGPT's config/train_shakespeare_char.py: three minutes on an A100
     "shakespeare-char-gpu": dict(
         data="data/shakespeare", out="runs/shakespeare-char-gpu",
         n_layer=6, n_head=6, n_embd=384, block_size=256, bias=False, vocab_multiple=1, dropout=0.2,
@@ -212,12 +212,12 @@ PRESETS: dict[str, dict] = {
 
 
 def flag(name: str) -> str:
-    """A setting as it is spelled on the command line."""
+    """The command-line spelling of a setting."""
     return f"--{name.replace('_', '-')}"
 
 
 def check_config(config: TrainConfig) -> None:
-    """Raise UserError for values that cannot work on any machine, or that contradict each other."""
+    """Raise UserError for values that are invalid on any machine or contradict each other."""
     positive = (
         "n_layer n_head n_embd block_size vocab_multiple batch_size total_batch_size max_steps "
         "eval_tokens sample_tokens log_every learning_rate muon_learning_rate"
@@ -237,16 +237,16 @@ def check_config(config: TrainConfig) -> None:
         if not getattr(config, name) < 1:
             raise UserError(f"{flag(name)} must be less than 1")
     if config.n_embd % config.n_head:
-        raise UserError(f"--n-embd {config.n_embd} cannot be divided by --n-head {config.n_head}")
+        raise UserError(f"--n-embd {config.n_embd} is not divisible by --n-head {config.n_head}")
     check_contradictions(config)
 
 
 def check_contradictions(config: TrainConfig) -> None:
-    """Raise UserError for settings that exclude each other, or a flag that would do nothing."""
+    """Raise UserError for incompatible settings, or a flag that would have no effect."""
     if config.learning_rate < config.min_lr:
         raise UserError(
             f"--learning-rate {config.learning_rate:g} is below --min-lr {config.min_lr:g}, so the "
-            "rate would rise; lower --min-lr, too"
+            "rate would rise; lower --min-lr too"
         )
     if config.optimizer == "muon" and config.parallel == "fsdp":
         raise UserError("--optimizer muon needs whole matrices, --parallel fsdp splits them")
@@ -255,11 +255,11 @@ def check_contradictions(config: TrainConfig) -> None:
         if need and not need.met(config):
             raise UserError(f"{flag(name)} has an effect only with {need.words}")
     if config.eval_only and not config.resume and config.init_from == "scratch":
-        raise UserError("--eval-only: name the model, by --init-from or by --resume --out RUN")
+        raise UserError("--eval-only: name the model with --init-from or --resume --out RUN")
 
 
 def divisors(n: int) -> list[int]:
-    """All divisors of n, in rising order."""
+    """All divisors of n in ascending order."""
     small = [i for i in range(1, math.isqrt(n) + 1) if n % i == 0]
     return small + [n // i for i in reversed(small) if i * i != n]
 
@@ -267,16 +267,16 @@ def divisors(n: int) -> list[int]:
 def micro_batch(config: TrainConfig, world_size: int) -> tuple[int, int]:
     """Rows per process and micro-step, and micro-steps per optimizer step.
 
-    The rows are the most that batch_size allows and that divide what a process reads in a step: the
-    tokens of a step never change. Raises UserError where so many processes cannot share them
-    equally, and names the numbers that can.
+    Uses the most rows, up to batch_size, that divide a process's share of a step, so that the
+    tokens per step never change. Raises UserError if the processes cannot share a step equally, and
+    names the numbers that can.
     """
     windows, rest = divmod(config.total_batch_size, config.block_size)
     if rest or not windows:
         nearest = max(1, round(config.total_batch_size / config.block_size)) * config.block_size
         raise UserError(
             f"--total-batch-size {config.total_batch_size} cannot be divided into rows of "
-            f"--block-size {config.block_size} tokens; the nearest that can is {nearest}"
+            f"--block-size {config.block_size} tokens; the nearest that can be is {nearest}"
         )
     if windows % world_size:
         able = [str(n) for n in divisors(windows) if n <= 2 * world_size]
@@ -291,10 +291,10 @@ def micro_batch(config: TrainConfig, world_size: int) -> tuple[int, int]:
 
 
 def as_dict(config: TrainConfig) -> dict:
-    """The settings that have an effect, as plain values for JSON, to be read in any directory."""
+    """The settings that have an effect, as plain values for JSON, valid in any directory."""
     needs = {name: f.metadata["need"] for name, f in OPTIONS.items() if name not in OF_A_START}
     values = {n: getattr(config, n) for n, need in needs.items() if not need or need.met(config)}
-    for name in PATHS:  # below the repository, if they lie there; else absolute
+    for name in PATHS:  # relative to the repository if inside it, else absolute
         if Path(values.get(name, "")).is_relative_to(ROOT):
             values[name] = Path(values[name]).relative_to(ROOT).as_posix()
     return values

@@ -27,8 +27,8 @@ from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.places import find_data
 from nanogpt_lib.support.run_log import read_lecture_log, read_log
 
-# Validation loss of GPT-2 124M after so many tokens of FineWeb (not Edu): llm.c's run, 524,288
-# tokens per step, 700 steps of warm-up to 6e-4; modded-nanogpt, records/2024-10-13_llmc/main.log.
+# Tokens of FineWeb (not Edu) seen → validation loss of GPT-2 124M: llm.c's run, 524,288 tokens per
+# step, 700 steps of warm-up to 6e-4; modded-nanogpt, records/2024-10-13_llmc/main.log.
 NORMAL_LOSS = {
     131_072_000: 6.1710,
     262_144_000: 5.3743,
@@ -42,7 +42,7 @@ NORMAL_LOSS = {
 
 
 def normal_loss(tokens: float) -> float | None:
-    """The loss of that run after so many tokens, between its points on a log scale; else None."""
+    """That run's loss after `tokens` tokens, interpolated on a log scale; None out of range."""
     points = list(NORMAL_LOSS.items())
     for (t0, l0), (t1, l1) in zip(points, points[1:], strict=False):
         if t0 <= tokens <= t1:
@@ -52,10 +52,10 @@ def normal_loss(tokens: float) -> float | None:
 
 
 def symptoms(records: list[dict], vocab_size: int | None = None) -> list[str]:
-    """What is not normal in a run's log, one line each; an empty list is a healthy run.
+    """What is abnormal in a run's log, by rules of thumb, one line each; empty for a healthy run.
 
-    Rules of thumb. With vocab_size two more are checked, of models trained from scratch: the first
-    loss, and whether the loss ever leaves what the frequencies of tokens alone would give.
+    With vocab_size, two more checks for models trained from scratch: the first loss, and whether
+    the model learns more than token frequencies.
     """
     steps, losses = series(records, "train_loss")
     if not losses:
@@ -73,7 +73,7 @@ def symptoms(records: list[dict], vocab_size: int | None = None) -> list[str]:
     if len(validation) > 1:
         then = dict(zip(steps, trend, strict=True)).get(at[-1], trend[-1])  # training, at that step
         if (gap := validation[-1] - then) > 0.3:
-            found.append(f"validation loss is {gap:.2f} above training: it learns by heart")
+            found.append(f"validation loss is {gap:.2f} above training loss: overfitting")
     _, rates = series(records, "tokens_per_sec")
     early, late = rates[: len(rates) // 2], rates[-(len(rates) // 10) :]
     if len(rates) >= 20 and median(late) < 0.7 * median(early):
@@ -84,23 +84,23 @@ def symptoms(records: list[dict], vocab_size: int | None = None) -> list[str]:
 def symptoms_from_scratch(
     steps: list[int], losses: list[float], trend: list[float], guess: float
 ) -> list[str]:
-    """Those of a model that began with random weights; `guess` is ln(vocabulary), in nats.
+    """Symptoms of a model that started from random weights; `guess` is ln(vocabulary), in nats.
 
-    A model that has learnt only how frequent each token is stays at about 0.7 of `guess`.
+    A model that has learned only token frequencies stays at about 0.7 of `guess`.
     """
     found, half = [], len(trend) // 2
     if steps[0] == 1 and abs(losses[0] - guess) > 0.5:
-        found.append(f"first loss {losses[0]:.2f}, a random model has ln(vocabulary) = {guess:.2f}")
+        found.append(f"first loss {losses[0]:.2f}; a random model has ln(vocabulary) = {guess:.2f}")
     if len(trend) >= 500 and trend[-1] > 0.6 * guess and trend[half] - trend[-1] < 0.1:
         found.append(
             f"the loss stays at {trend[-1]:.2f} from step {steps[half]} on: "
-            f"hardly more than the frequencies of tokens is learnt"
+            f"little more than token frequencies was learned"
         )
     return found
 
 
 def verdict(records: list[dict], size: str = "124M") -> list[str]:
-    """Where a FineWeb-Edu run stands against GPT-2 and GPT-3 of a size, one sentence per line."""
+    """How a FineWeb-Edu run compares with GPT-2 and GPT-3 of a size, one line per comparison."""
     said = []
     for name, models in REFERENCES.items():
         sign = -1 if name == "val_loss" else 1
@@ -123,12 +123,12 @@ def find_log(source: Path) -> Path:
     for name in ("log.jsonl", "log.txt"):
         if (source / name).is_file():
             return source / name
-    what = "no log.jsonl or log.txt in it" if source.is_dir() else "no such run or log"
+    what = "has no log.jsonl or log.txt" if source.is_dir() else "no such run or log"
     raise UserError(f"{source}: {what}")
 
 
 def read_settings(log: Path) -> dict:
-    """What config.json beside a log says, as far as it can be read; an empty dict without one."""
+    """The config.json next to a log; an empty dict if it is missing or unreadable."""
     try:
         settings = json.loads((log.parent / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -137,7 +137,7 @@ def read_settings(log: Path) -> dict:
 
 
 def vocabulary_of(settings: dict) -> int | None:
-    """Number of tokens the run's data has; None if unknown, or if it began with trained weights."""
+    """The vocabulary size of the run's data; None if unknown or if not trained from scratch."""
     if settings.get("init_from") or "data" not in settings:
         return None
     try:
@@ -147,7 +147,7 @@ def vocabulary_of(settings: dict) -> int | None:
 
 
 def examine(log: Path, size: str) -> tuple[list[str], list[str]]:
-    """What is to be said of a log, and its symptoms; one line each."""
+    """Findings about a log, and its symptoms; one line each."""
     with open(log, encoding="utf-8", errors="replace") as file:
         ours = file.read(1) in ("{", "")
     settings = read_settings(log) if ours else {"data": "fineweb", "total_batch_size": 2**19}
@@ -171,14 +171,14 @@ def examine(log: Path, size: str) -> tuple[list[str], list[str]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print what there is to say about a log; return 1 if it has symptoms."""
+    """Print the findings about a log; return 1 if it has symptoms."""
     parser = OneLineParser(prog="doctor.py", description="Is this run normal?")
     parser.add_argument("run", type=Path, help="a run's folder, its log.jsonl, or a log.txt")
     parser.add_argument(
         "--size",
         default="124M",
         choices=list(HELLASWAG_GPT2),
-        help="the GPT-2 that a FineWeb run is compared with (%(default)s)",
+        help="size of GPT-2 to compare a FineWeb run with (%(default)s)",
     )
     args: argparse.Namespace = parser.parse_args(argv)
     log = find_log(args.run)

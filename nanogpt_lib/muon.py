@@ -1,23 +1,23 @@
-"""Muon: steps that go equally far in every direction of a matrix.
+"""Muon: updates with nearly equal singular values, for weight matrices.
 
-Momentum, made orthogonal by five matrix products (Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon). For matrices only: train.py gives it those inside the
-blocks, and AdamW the rest (choices.py).
+The momentum is orthogonalised by five Newton–Schulz iterations (Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon). With it, train.py updates the matrices inside the
+blocks, and with AdamW all other parameters (choices.py).
 """
 
 import torch
 from torch import Tensor
 
-QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's: lifts small singular values fast
+QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: raise small singular values fast
 
 
 def orthogonalise(G: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
-    """Bring the singular values of the matrices (…, A, B) close to one; singular vectors stay.
+    """Bring the singular values of matrices (…, A, B) close to one; keep the singular vectors.
 
-    Newton–Schulz: X ← aX + (bXXᵀ + c(XXᵀ)²)X acts on the singular values alone and needs nothing
-    but products, in `dtype`. In float32, five steps bring every singular value σ with σ/‖G‖ ≥ 0.002
-    (Frobenius norm) to between 0.68 and 1.20. Smaller ones are multiplied by at most a⁵ ≈ 485: they
-    stay small.
+    Newton–Schulz: X ← aX + (bXXᵀ + c(XXᵀ)²)X acts only on the singular values and needs only
+    products, computed in `dtype`. In float32, five steps bring every singular value σ with
+    σ/‖G‖ ≥ 0.002 (Frobenius norm) to between 0.68 and 1.20. Smaller ones are multiplied by at most
+    a⁵ ≈ 485 and stay small.
     """
     a, b, c = QUINTIC
     tall = G.size(-2) > G.size(-1)
@@ -48,11 +48,11 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype
         for group in self.param_groups:
             if shapes := [tuple(p.shape) for p in group["params"] if p.dim() != 2]:
-                raise ValueError(f"Muon updates matrices; a parameter has the shape {shapes[0]}")
+                raise ValueError(f"Muon updates only matrices; a parameter has shape {shapes[0]}")
 
     @torch.no_grad()
     def step(self, closure=None):
-        """Evaluate the closure if there is one, make one update, return the closure's loss."""
+        """Evaluate the closure if there is one, update the weights, return the closure's loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -67,9 +67,9 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def update(self, params: list[Tensor], group: dict) -> None:
-        """Update matrices of one shape together: a single batched product for all of them."""
+        """Update matrices of the same shape together, with batched products."""
         lr, beta = group["lr"], group["momentum"]
-        ahead = []  # Nesterov: the momentum as one more such gradient would leave it
+        ahead = []  # Nesterov: the momentum after one more step with the same gradient
         for p in params:
             state = self.state[p]
             if "momentum" not in state:
@@ -83,7 +83,7 @@ class Muon(torch.optim.Optimizer):
             p.add_(update, alpha=-lr * max(1, rows / columns) ** 0.5)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """As ever; checkpoints of earlier versions also hold a count of steps, which is dropped."""
+        """Load the state; drop the step count that checkpoints of earlier versions contain."""
         super().load_state_dict(state_dict)
         for state in self.state.values():
             state.pop("step", None)

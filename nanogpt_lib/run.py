@@ -1,4 +1,4 @@
-"""A run: what its parts share, how they are put together, restored and saved; for train.py."""
+"""A run's shared state, and how to set it up, restore and save it; for train.py."""
 
 import math
 import re
@@ -33,18 +33,18 @@ from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 
 @dataclass
 class Progress:
-    """How far a run has come. Every checkpoint holds it, under these names."""
+    """A run's progress, saved in every checkpoint under these names."""
 
-    step: int = 0  # updates made so far
-    elapsed: float = 0.0  # seconds spent in updates, earlier starts of a resumed run included
-    skipped: int = 0  # updates skipped in a row, up to now
-    loader: dict = field(default_factory=dict)  # the place in the data
-    scaler: dict = field(default_factory=dict)  # the scale of float16's loss
+    step: int = 0  # updates so far
+    elapsed: float = 0.0  # seconds spent in updates, including those before a resume
+    skipped: int = 0  # consecutive updates skipped up to now
+    loader: dict = field(default_factory=dict)  # the position in the data
+    scaler: dict = field(default_factory=dict)  # float16's loss scale
 
 
 @dataclass
 class Run:
-    """What the parts of a run share. The second half is there for training only."""
+    """The state that the parts of a run share. The second half is only for training."""
 
     config: TrainConfig
     world: World
@@ -54,11 +54,11 @@ class Run:
     tokenizer: GPT2Tokenizer | CharTokenizer
     val_stream: TokenStream
     items: list[Item]
-    raw: GPT  # the plain module, or sharded: evaluation, samples and checkpoints use it
+    raw: GPT  # the plain or sharded module, for evaluation, samples and checkpoints
 
     rows: int = 0  # per process and micro-step
     micro_steps: int = 0  # per update
-    model: nn.Module | None = None  # the same weights, compiled and wrapped: the training call
+    model: nn.Module | None = None  # the same weights, compiled and wrapped, for training
     optimizer: torch.optim.Optimizer | Optimizers | None = None
     scaler: torch.amp.GradScaler | None = None
     loader: TokenLoader | ReadAhead | None = None
@@ -70,41 +70,41 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Updates made so far."""
+        """Updates so far."""
         return self.progress.step
 
     @property
     def eval_rows(self) -> int:
-        """Rows per evaluation batch: as many as fit, and no more than a step has."""
+        """Rows per evaluation batch: batch_size, but no more than a step has."""
         return min(self.config.batch_size, self.config.total_batch_size // self.config.block_size)
 
     def plain_model(self) -> GPT:
-        """The model with all its weights, for evaluation; of a sharded one all ranks must ask."""
+        """The model with all its weights, for evaluation; if sharded, every rank must call this."""
         return unsharded(self.raw, MODELS[self.config.model], self.device)
 
     def say(self, text: str) -> None:
-        """Print, on rank 0."""
+        """Print on rank 0."""
         if self.world.is_main:
             print(text, flush=True)
 
     def due(self, every: int) -> bool:
-        """Is it time? Every so many steps (0: never), and always at the end."""
+        """Whether something is due that happens every `every` steps (0: never) and at the end."""
         last = self.step >= self.config.max_steps
         return last or (every > 0 and self.step % every == 0)
 
     def close(self) -> None:
-        """End the thread that reads ahead, where there is one."""
+        """End the thread that reads ahead, if there is one."""
         if isinstance(self.loader, ReadAhead):
             self.loader.close()
 
 
-# --- putting it together ------------------------------------------------------------------------
+# --- setting up ---------------------------------------------------------------------------------
 
 
 def open_run(
     config: TrainConfig, world: World, device: torch.device, meta: dict
 ) -> tuple[Run, dict, Path | None]:
-    """Open the data, build or load the model: what evaluation needs.
+    """Open the data and build or load the model, which is all that evaluation needs.
 
     Returns the Run and, when resuming, the checkpoint's state and folder.
     """
@@ -130,12 +130,12 @@ def open_run(
 
 
 def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict) -> Run:
-    """A run ready to train: new, or where its newest checkpoint left it."""
+    """A run ready to train: a new one, or restored from its newest checkpoint."""
     run, state, folder = open_run(config, world, device, meta)
     run.rows, run.micro_steps = micro_batch(config, world.size)
     run.loader = open_loader(run)
     run.prompt = choose_prompt(run)
-    peak = world.size * training_bytes(run.raw, run.rows, run.dtype)  # all on one machine, mostly
+    peak = world.size * training_bytes(run.raw, run.rows, run.dtype)  # usually all on one machine
     if device.type == "cpu" and 2 * peak < (memory_bytes(device) or math.inf):
         keep_freed_memory()
     compiled = make_trainable(run)
@@ -146,7 +146,7 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
 
 
 def open_loader(run: Run) -> TokenLoader | ReadAhead:
-    """The training data, from its beginning."""
+    """A loader at the start of the training data."""
     loader = TokenLoader(
         TokenStream(run.config.data, "train"),
         run.rows,
@@ -160,7 +160,7 @@ def open_loader(run: Run) -> TokenLoader | ReadAhead:
 
 
 def choose_prompt(run: Run) -> list[int]:
-    """The samples' prompt in tokens. A default that cannot be encoded is replaced, and said."""
+    """The samples' prompt as tokens. A default that cannot be encoded is replaced, with a note."""
     config = run.config
     how = dict(block_size=config.block_size, say=run.say, flag="--sample-prompt")
     try:
@@ -175,7 +175,7 @@ def choose_prompt(run: Run) -> list[int]:
 
 
 def make_trainable(run: Run) -> str:
-    """Compile and wrap the model; make the optimizer. Returns a word on the compilation."""
+    """Compile and wrap the model, make the optimizer; return what became of the compilation."""
     config, world, device = run.config, run.world, run.device
     run.optimizer = OPTIMIZERS[config.optimizer](run.raw, config, run.dtype)
     run.scaler = torch.amp.GradScaler(device.type, enabled=run.dtype == torch.float16)
@@ -186,12 +186,12 @@ def make_trainable(run: Run) -> str:
 
 
 def describe_data(meta: dict) -> str:
-    """What a dataset says it is: name and source."""
+    """A dataset's name and source, from its meta.json."""
     return f"{meta.get('name', 'unnamed')} ({meta.get('source', 'source unknown')})"
 
 
 def announce(run: Run, compiled: str) -> None:
-    """Say what is trained, on what, where and how."""
+    """Print what is trained, on which data, where and how."""
     config, world = run.config, run.world
     run.say(
         f"{count_parameters(run.raw):,} parameters, {len(run.loader.tokens):,} training tokens of "
@@ -200,7 +200,7 @@ def announce(run: Run, compiled: str) -> None:
     run.say(f"{run.device}, {str(run.dtype).removeprefix('torch.')}, {compiled}")
     processes = f"{world.size} processes ({config.parallel})" if world.size > 1 else "1 process"
     if world.size == 1 and config.parallel == "fsdp":
-        run.say("1 process, nothing to shard: --parallel fsdp changes nothing")
+        run.say("1 process, nothing to shard: --parallel fsdp has no effect")
     fewer = f", not {config.batch_size} rows: they must divide the step"
     fewer = fewer if run.rows < config.batch_size else ""
     run.say(
@@ -209,11 +209,11 @@ def announce(run: Run, compiled: str) -> None:
     )
 
 
-# --- restored and saved -------------------------------------------------------------------------
+# --- restoring and saving -----------------------------------------------------------------------
 
 
 def restore(run: Run, state: dict, folder: Path) -> None:
-    """Put everything but the weights where the checkpoint in `folder` left it."""
+    """Restore everything but the weights from the checkpoint in `folder`."""
     load_optimizer(run.raw, run.optimizer, folder, state)
     try:
         saved = {f.name: state[f.name] for f in fields(Progress)}
@@ -222,12 +222,12 @@ def restore(run: Run, state: dict, folder: Path) -> None:
         run.scaler.load_state_dict(run.progress.scaler)
         run.saved = run.step
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{folder}/state.json: not of a run of train.py ({error})") from error
+        raise UserError(f"{folder}/state.json: not written by train.py ({error})") from error
     run.say(f"resumed from {folder} at step {run.step}")
 
 
 def open_log(run: Run) -> None:
-    """Write config.json; open log.jsonl and samples.txt where the run goes on."""
+    """Write config.json; open log.jsonl and trim samples.txt to where the run resumes."""
     out, resume_step = Path(run.config.out), run.step if run.config.resume else None
     settings = as_dict(run.config)
     write_json(out / "config.json", seal(settings))
@@ -236,7 +236,7 @@ def open_log(run: Run) -> None:
     steps, values = series(read_log(out / "log.jsonl"), "val_loss")
     run.val_losses = dict(zip(steps, values, strict=True))
     samples = out / "samples.txt"
-    if samples.exists():  # those of this step and later are drawn again
+    if samples.exists():  # samples of this step and later will be repeated
         parts = re.split(r"(?m)^(?==== step \d+$)", samples.read_text("utf-8", errors="replace"))
         kept = [
             p for p in parts if (at := re.match(r"=== step (\d+)", p)) and int(at[1]) < run.step
@@ -245,9 +245,9 @@ def open_log(run: Run) -> None:
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint: all there is to know, so that the run can go on from it."""
+    """Write a checkpoint with everything that resuming needs."""
     if run.world.is_main and not (Path(run.config.out) / "log.jsonl").exists():
-        raise UserError(f"{run.config.out}: the run directory is gone; nothing can be saved")
+        raise UserError(f"{run.config.out}: the run directory was removed; cannot save")
     run.saved, progress = run.step, run.progress
     progress.loader, progress.scaler = run.loader.state_dict(), run.scaler.state_dict()
     state = {
@@ -260,7 +260,7 @@ def save(run: Run) -> None:
 
 
 def memory_advice(config: TrainConfig, vocab_size: int, world: World, device) -> str:
-    """What to try when memory has run out, by the formula of chapter 05."""
+    """What to try after running out of memory, by the formula of chapter 05."""
     with torch.device("meta"):
         model = MODELS[config.model](model_config(config, vocab_size))
     dtype, (rows, micro_steps) = choose_dtype(device, config.dtype), micro_batch(config, world.size)

@@ -3,7 +3,7 @@
     python nanogpt_lib/score.py --checkpoint runs/gpt2-124m
     python nanogpt_lib/score.py --checkpoint gpt2 --limit 1000 --dtype float32
 
-Make the items first: python data/hellaswag.py. Three scores are printed, because published ones
+Make the items first: python data/hellaswag.py. It prints three scores, because published ones
 differ in how they compare endings of different length.
 """
 
@@ -36,18 +36,18 @@ MEANING = {
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line of this program."""
+    """Parse the command line."""
     parser = OneLineParser(prog="score.py", description="Score a model on HellaSwag.")
     parser.add_argument(
         "--checkpoint",
         required=True,
-        help="a run, one checkpoint, a Hugging Face folder, a name on its hub (gpt2 … gpt2-xl), or "
+        help="a run, one checkpoint, a Hugging Face folder, a name on the hub (gpt2 … gpt2-xl), or "
         "a file or folder of nanoGPT or build-nanogpt; with GPT-2's tokenizer",
     )
     parser.add_argument(
         "--data",
         default="data/hellaswag/val.jsonl",
-        help="JSON lines of items, below the working directory or this repository (%(default)s)",
+        help="items as JSON lines, in the working directory or this repository (%(default)s)",
     )
     parser.add_argument("--limit", type=int, help="only the first N items")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
@@ -55,9 +55,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--dtype",
         default="auto",
         choices=["auto", "float32", "bfloat16", "float16"],
-        help="of the matrix products; float32 for a score that you publish (%(default)s)",
+        help="dtype of the matrix products; use float32 for published scores (%(default)s)",
     )
-    parser.add_argument("--batch", type=int, help="tokens per batch (1,024 on a CPU, 16,384 else)")
+    parser.add_argument("--batch", type=int, help="tokens per batch (1,024 on a CPU, else 16,384)")
     args = parser.parse_args(argv)
     for name in ("limit", "batch"):
         value = getattr(args, name)

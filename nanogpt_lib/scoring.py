@@ -1,12 +1,12 @@
-"""HellaSwag scored fast: a shared context is read once, logits are made only where they count.
+"""Fast HellaSwag: the shared context is read once, and logits are computed only where needed.
 
 `hellaswag.ending_losses` is the plain definition; `item_losses` returns the same numbers. An item
-becomes one sequence: the context is its trunk, and the four endings are branches that follow it
-side by side. A mask keeps the branches from seeing each other, and every branch continues the
-positions of the trunk.
+becomes one sequence: the context is the trunk, and the four endings are branches that follow it. A
+mask keeps the branches from attending to each other, and the positions of every branch continue
+those of the trunk.
 
-Shapes: B items side by side, T tokens of each, C channels, V vocabulary, N hidden states that
-predict something, M predictions.
+Shapes: B items per batch, T tokens per item, C channels, V vocabulary, N hidden states that are
+used, M predictions.
 """
 
 from collections.abc import Iterator
@@ -30,9 +30,9 @@ from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 
 def require_gpt2_tokens(tokenizer: object, source: str) -> None:
-    """Raise UserError unless a model reads GPT-2's tokens, for which items are made.
+    """Raise UserError unless the model uses GPT-2's tokenizer, as the items do.
 
-    `tokenizer` is what `load_model` returned for `source`: None if it is not known.
+    `tokenizer` is what `load_model` returned for `source`: None if unknown.
     """
     if not isinstance(tokenizer, GPT2Tokenizer):
         raise UserError(f"{source}: HellaSwag needs a model with GPT-2's tokenizer")
@@ -43,24 +43,24 @@ class Tree:
     """An item as one sequence of tokens: the context is its trunk, each ending a branch."""
 
     tokens: list[int]
-    position: list[int]  # of each token in its own row of context and ending
-    branch: list[int]  # 0 in the trunk, 1 to 4 after it
-    endings: list[list[int]]  # what is predicted …
-    predictors: list[list[int]]  # … and the index in `tokens` of the token that predicts it
+    position: list[int]  # each token's position in its own row of context and ending
+    branch: list[int]  # 0 in the trunk, 1 to 4 in the branches
+    endings: list[list[int]]  # the tokens to predict …
+    predictors: list[list[int]]  # … and, for each, the index in `tokens` of the one before it
 
 
 def build_tree(item: Item, block_size: int) -> Tree:
-    """An item as a tree.
+    """Build an item's tree.
 
-    A row of context and ending may exceed block_size by one token, its last, which is predicted but
-    never read. Longer rows are cut on the left, each at another place, so that they share no
-    context: the tree then has no trunk, and every branch holds its own context.
+    A row of context and ending may exceed block_size by one token, the last, which is predicted but
+    never read. Longer rows are cropped on the left, each at a different place, and no longer share
+    a context: the tree then has no trunk, and every branch includes its own context.
     """
     longest = len(item.context) + max(map(len, item.endings))
     trunk = item.context if longest <= block_size + 1 else []
     tree = Tree(trunk[:], list(range(len(trunk))), [0] * len(trunk), [], [])
     for number, ending in enumerate(item.endings, 1):
-        ending = ending[:block_size]  # at least one token of context stays
+        ending = ending[:block_size]  # leaves at least one token of context
         row = (item.context + ending)[-block_size - 1 :]
         first = len(tree.tokens)
         tree.tokens += row[len(trunk) : -1]
@@ -77,16 +77,16 @@ def pad(rows: list[list[int]]) -> Tensor:
 
 
 def visibility(branch: Tensor) -> Tensor:
-    """Which tokens a token sees, (B, 1, T, T): trunk and own branch up to itself. branch (B, T)."""
+    """branch (B, T) → attention mask (B, 1, T, T): the trunk and one's own branch, causal."""
     query, key = branch[:, :, None], branch[:, None, :]
     return ((key == 0) | (key == query)).tril()[:, None]
 
 
 class CentredHead(nn.Module):
-    """The output matrix (V, C) in float32, less its mean row, in parts that fit a cache.
+    """The output matrix (V, C) in float32 minus its mean row, split into parts that fit a cache.
 
     Subtracting the mean row shifts all logits of a position equally, so the softmax is unchanged.
-    But GPT-2's logits lie near -35, and bfloat16 rounds numbers near 0 less.
+    But GPT-2's logits are near -35, and bfloat16 rounds numbers near 0 less.
     """
 
     def __init__(self, model: GPT, part: int = 4096):
@@ -94,7 +94,7 @@ class CentredHead(nn.Module):
         weight = model.lm_head.weight.detach()[: model.config.vocab_size].float()
         self.weight = weight - weight.mean(dim=0)
         self.parts = nn.ModuleList()
-        for rows in self.weight.split(part):  # layers, so that their weights can be packed
+        for rows in self.weight.split(part):  # as layers, so that their weights can be packed
             linear = nn.Linear(rows.size(1), rows.size(0), bias=False, device="meta")
             linear.weight = nn.Parameter(rows, requires_grad=False)
             self.parts.append(linear)
@@ -103,8 +103,8 @@ class CentredHead(nn.Module):
         """Cross entropy of M predictions in nats, (M,), float32.
 
         hidden (N, C); targets (M,); source (M,), the row of `hidden` that predicts each target. The
-        target's logit and the largest one of every part are computed in float32. Autocast's format
-        reaches only the rest of the sum, where roundings up and down cancel.
+        target's logit and the largest one of every part are computed in float32. Autocast's dtype
+        affects only the rest of the sum, where rounding errors largely cancel.
         """
         sums, exact = [], hidden.float()
         for linear in self.parts:
@@ -118,9 +118,9 @@ class CentredHead(nn.Module):
 
 
 def tree_losses(model: GPT, trees: list[Tree], head: CentredHead) -> Tensor:
-    """Loss of every ending in nats, (items, 4), float32: all trees in one forward pass.
+    """Loss of every ending in nats, (items, 4), float32, from one forward pass for all trees.
 
-    Padding stands on the right, where no token of the item sees it.
+    Padding is on the right, where no token of the item attends to it.
     """
     device, T = head.weight.device, max(len(tree.tokens) for tree in trees)
     tokens = pad([tree.tokens for tree in trees]).to(device)  # (B, T)
@@ -137,9 +137,9 @@ def tree_losses(model: GPT, trees: list[Tree], head: CentredHead) -> Tensor:
 
 
 def batches_within_budget(lengths: list[int], budget: int) -> Iterator[range]:
-    """Cut indices 0 … n-1 into runs whose padded size, longest × count, is at most `budget`.
+    """Split indices 0 … n-1 into ranges whose padded size, longest × count, is at most `budget`.
 
-    A length over the budget is a run of its own.
+    A single length above the budget gets a range of its own.
     """
     first, longest = 0, 0
     for i, length in enumerate(lengths):
@@ -162,8 +162,8 @@ def item_losses(
 ) -> Tensor:
     """Loss of the four endings of every item in nats, (items, 4), float32.
 
-    Items of similar length share a batch of about `budget` tokens, whatever their order; by default
-    1,024 on a CPU, so that a batch stays in its cache, else 16,384 (not measured yet).
+    Items are sorted by length and batched to at most about `budget` tokens; by default 1,024 on a
+    CPU, so that a batch stays in its cache, else 16,384 (not yet tuned by measurement).
     """
     device = torch.device(device)
     budget = budget or (1024 if device.type == "cpu" else 16384)
@@ -174,7 +174,7 @@ def item_losses(
     bar = tqdm(total=len(items), desc="HellaSwag", disable=not progress, leave=False)
     both = nn.ModuleList([model, head])
     fast = fast_inference(both, device, dtype, rows=budget)
-    with bar, evaluating(both), fast:  # around the loop: each weight is cast once
+    with bar, evaluating(both), fast:  # outside the loop, so that each weight is cast once
         for run in batches_within_budget(lengths, budget):
             chosen = [order[i] for i in run]
             sums[chosen] = tree_losses(model, [trees[i] for i in chosen], head)
@@ -194,10 +194,10 @@ def score_items(
 ) -> dict[str, float]:
     """HellaSwag's three scores (hellaswag.SCORES) and the number of items.
 
-    Items are dealt to the processes, and the counts of right answers are summed: every process
-    returns the same scores, whatever the world size. `budget` and `progress` as in `item_losses`.
+    Items are distributed over the processes and their counts of right answers summed, so every
+    process returns the same scores, whatever the world size. `budget`, `progress`: see item_losses.
     """
-    # neighbours in length go to different processes, so that all have about equally much to do
+    # items of similar length go to different processes, to balance the work
     ordered = sorted(items, key=lambda item: len(item.context) + sum(map(len, item.endings)))
     mine = ordered[world.rank :: world.size]
     right = torch.zeros(3)

@@ -1,7 +1,7 @@
-"""Ways to compute the same training step, each timed and compared; for bench.py.
+"""Variants of the same training step, timed and compared; for bench.py.
 
-Each of the lecture's speed-ups keeps all earlier ones. Those beyond it are tried on top of what was
-kept so far, and kept themselves only if they make more tokens per second.
+Each of the lecture's speed-ups keeps all earlier ones. Further ones are tried on top of what has
+been kept so far, and are kept only if they process more tokens per second.
 """
 
 import tempfile
@@ -33,7 +33,7 @@ from nanogpt_lib.shards import TokenStream
 from nanogpt_lib.support.memory import is_out_of_memory, keep_freed_memory
 from nanogpt_lib.support.read_ahead import ReadAhead
 
-CHUNK = 2048  # positions whose logits exist together, where the loss is made in pieces
+CHUNK = 2048  # positions whose logits are in memory together, if the loss is computed in chunks
 
 
 @dataclass
@@ -49,13 +49,13 @@ class Variant:
     vocab_multiple: int = 1
     fused: bool = False  # AdamW in one kernel
     loss: str = "logits"  # "linear": F.linear_cross_entropy; "chunks": by hand
-    factor: int = 1  # times the rows
-    keep_memory: bool = False  # on a CPU; from then on, so it must come last
-    data: str = ""  # "loader": read from the disk for every step; "ahead": by a thread
+    factor: int = 1  # multiplies the number of rows
+    keep_memory: bool = False  # on a CPU; cannot be undone, so it must come last
+    data: str = ""  # "loader": read from disk for every step; "ahead": in a thread
 
 
 def lecture_variants(device: torch.device, compile: bool) -> list[Variant | str]:
-    """The lecture's speed-ups on a device; a string in place of one says why it is missing."""
+    """The lecture's speed-ups on a device; a string instead of one says why it is missing."""
     variant = Variant()
     variants: list[Variant | str] = [variant]
 
@@ -70,7 +70,7 @@ def lecture_variants(device: torch.device, compile: bool) -> list[Variant | str]
         variants.append("TF32: only NVIDIA GPUs have it")
     fast = choose_dtype(device)
     if fast == torch.float32:
-        variants.append("bfloat16: this device multiplies float32 faster")
+        variants.append("bfloat16: float32 is faster on this device")
     else:
         add(str(fast).removeprefix("torch."), dtype=fast)
     if compile:
@@ -84,7 +84,7 @@ def lecture_variants(device: torch.device, compile: bool) -> list[Variant | str]
 
 
 def further_changes(device: torch.device, compile: bool) -> dict[str, dict]:
-    """What to try beyond the lecture: name → change of the best variant so far."""
+    """What to try beyond the lecture: name → change to the best variant so far."""
     kernels = ("flash", "cudnn", "efficient") if device.type == "cuda" else ("flash", "math")
     changes = {f"SDPA: {kernel}": dict(kernel=kernel) for kernel in kernels}
     if hasattr(F, "linear_cross_entropy"):
@@ -98,14 +98,14 @@ def further_changes(device: torch.device, compile: bool) -> dict[str, dict]:
 
 
 class OtherLoss(nn.Module):
-    """A GPT with GPT's interface whose loss never holds the logits of all positions at once."""
+    """A GPT, with the same interface, that never holds the logits of all positions at once."""
 
     def __init__(self, gpt: GPT, kind: str, dtype: torch.dtype):
         super().__init__()
         self.gpt, self.kind, self.dtype = gpt, kind, dtype
 
     def piece(self, hidden: Tensor, y: Tensor) -> Tensor:
-        """Summed loss of some positions; checkpointed, so its logits are made again in backward."""
+        """Summed loss of some positions; checkpointed, so backward recomputes the logits."""
         logits = self.gpt.lm_head(hidden)[:, : self.gpt.config.vocab_size]
         return F.cross_entropy(logits.float(), y, reduction="sum")
 
@@ -119,14 +119,14 @@ class OtherLoss(nn.Module):
         weight = self.gpt.lm_head.weight[: self.gpt.config.vocab_size]
         size = min(CHUNK, len(y))
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=size, chunking_method=None)
-        # autocast does not know this function: without the casts it computes in float32
+        # autocast does not cover this function: without the casts it would run in float32
         with torch.autocast(x.device.type, enabled=False):
             hidden, weight = hidden.to(self.dtype), weight.to(self.dtype)
             return None, F.linear_cross_entropy(hidden, weight, y, options=options)
 
 
 def attention_kernel(name: str):
-    """A context in which scaled_dot_product_attention has one back end only; "": any."""
+    """A context that restricts scaled_dot_product_attention to one back end; "": any."""
     backends = {
         "flash": SDPBackend.FLASH_ATTENTION,
         "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -137,9 +137,9 @@ def attention_kernel(name: str):
 
 
 def batches(variant: Variant, config: GPTConfig, rows: int, device: torch.device, folder: Path):
-    """A function that gives a micro-batch (x, y): always the same one, or the next of a loader."""
+    """A function that returns a micro-batch (x, y): always the same, or a loader's next."""
     T = config.block_size
-    torch.manual_seed(1)  # equal batches, however many numbers the model has drawn
+    torch.manual_seed(1)  # equal batches, however many random numbers the model has used
     tokens = torch.randint(config.vocab_size, (rows * 20 * T + 1,))
     if not variant.data:
         x, y = tokens[: rows * T].view(rows, T), tokens[1 : rows * T + 1].view(rows, T)
@@ -155,7 +155,7 @@ def batches(variant: Variant, config: GPTConfig, rows: int, device: torch.device
 
 
 def row_of(name: str, seconds: float, tokens: int, loss: float, raw: nn.Module, device) -> dict:
-    """One row of the table as plain values; peak memory where the device counts it."""
+    """One row of the table as plain values; with peak memory on CUDA."""
     flops, peak = flops_per_token(raw) * tokens / seconds, peak_flops(device)
     cuda = device.type == "cuda"
     return {
@@ -174,15 +174,15 @@ def row_of(name: str, seconds: float, tokens: int, loss: float, raw: nn.Module, 
 def measure(
     variant: Variant, shape: GPTConfig, rows: int, steps: int, device: torch.device
 ) -> dict:
-    """Median milliseconds of one training step (forward, backward, update) after two warm-ups.
+    """Time one training step (forward, backward, update): the median after two warm-up steps.
 
     `loss` is that of the first step: every variant starts with equal weights and, unless its
-    rows or its data differ, an equal batch.
+    rows or data differ, an equal batch.
     """
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high" if variant.tf32 else "highest")
     if variant.keep_memory and not keep_freed_memory():
-        raise RuntimeError("this C library cannot be told")
+        raise RuntimeError("not supported by this C library")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     raw = GPT(replace(shape, attention=variant.attention, vocab_multiple=1))
@@ -221,7 +221,7 @@ def measure(
 
 
 def padded(gpt: GPT, vocab_multiple: int) -> GPT:
-    """The same model with more rows in wte; rows nobody reads are zero."""
+    """The same model with wte padded to a multiple of vocab_multiple rows, with zeros."""
     if vocab_multiple == 1:
         return gpt
     wider = GPT(replace(gpt.config, vocab_multiple=vocab_multiple))
@@ -232,7 +232,7 @@ def padded(gpt: GPT, vocab_multiple: int) -> GPT:
 def measure_or_note(
     variant: Variant, shape: GPTConfig, rows: int, steps: int, device
 ) -> dict | str:
-    """`measure`, or one line why this device cannot: memory, or no such kernel for these sizes."""
+    """`measure`, or one line saying why it failed: out of memory, or no kernel for these sizes."""
     try:
         return measure(variant, shape, rows, steps, device)
     except (RuntimeError, MemoryError) as error:

@@ -3,14 +3,14 @@
     torchrun nanogpt_lib/train.py                                     quickstart, on this machine
     torchrun nanogpt_lib/train.py shakespeare-char --max-steps 500    a preset and a change
     torchrun nanogpt_lib/train.py --data data/own --n-layer 6         no preset: GPT-2's defaults
-    torchrun nanogpt_lib/train.py --resume --out runs/quickstart      go on where it stopped
-    torchrun --max-restarts=9 nanogpt_lib/train.py quickstart --auto-resume       after a crash, too
+    torchrun nanogpt_lib/train.py --resume --out runs/quickstart      continue a run
+    torchrun --max-restarts=9 nanogpt_lib/train.py quickstart --auto-resume       also after a crash
     torchrun nanogpt_lib/train.py --eval-only --init-from gpt2 --data data/shakespeare_gpt2
     torchrun --standalone --nproc_per_node=8 nanogpt_lib/train.py gpt2-124m
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 \
         nanogpt_lib/train.py gpt2-124m --batch-size 32                the same line on both nodes
 
-`python nanogpt_lib/train.py` does too, for one process. --help lists every setting.
+For one process, `python nanogpt_lib/train.py` works too. --help lists every setting.
 """
 
 if __name__ == "__main__" and not __package__:  # run by path: import from the repository
@@ -79,10 +79,7 @@ def draw_samples(run: Run, model: GPT) -> str:
 
 
 def evaluate(run: Run, model: GPT) -> dict[str, float]:
-    """Validation loss and HellaSwag, each when it is due, through the plain `model`.
-
-    Returns them as metrics of this step.
-    """
+    """Validation loss and HellaSwag, each if due, with the plain `model`; returned as metrics."""
     config, metrics = run.config, {}
     where = dict(world=run.world, device=run.device, dtype=run.dtype)
     if run.due(config.eval_every):
@@ -102,11 +99,11 @@ def evaluate(run: Run, model: GPT) -> dict[str, float]:
 
 
 def evaluate_and_sample(run: Run) -> None:
-    """What is due before the next update; evaluations go to the log, samples to their file."""
+    """Do what is due before the next update; evaluations are logged, samples go to their file."""
     config = run.config
     if not any(map(run.due, (config.eval_every, config.hellaswag_every, config.sample_every))):
         return
-    model = run.plain_model()  # every rank helps, once for all that is due
+    model = run.plain_model()  # a collective if sharded, so once for everything that is due
     metrics = evaluate(run, model)
     for name, value in metrics.items():
         if run.log:
@@ -121,7 +118,7 @@ def evaluate_and_sample(run: Run) -> None:
 def gradients(run: Run) -> tuple[float, float]:
     """Gradients over total_batch_size tokens, clipped; return this rank's loss and the norm."""
     config, device = run.config, run.device
-    # dropout depends on seed, step and rank alone, so that a resumed run repeats it
+    # dropout depends only on seed, step and rank, so that a resumed run repeats it
     torch.manual_seed((config.seed * 1_000_003 + run.step) * 4096 + run.world.rank)
     loss_sum = torch.zeros((), device=device)
     for micro in range(run.micro_steps):
@@ -134,13 +131,13 @@ def gradients(run: Run) -> tuple[float, float]:
             run.scaler.scale(loss).backward()
     run.scaler.unscale_(run.optimizer)
     norm = clip_gradients(run.model, config.grad_clip or math.inf)
-    return loss_sum.item(), norm.item()  # here the processor waits for the GPU, once per step
+    return loss_sum.item(), norm.item()  # the CPU waits for the GPU here, once per step
 
 
 def update(run: Run, stopper: Stopper) -> tuple[dict[str, float], bool]:
-    """One optimizer step; return its metrics (the loss over all ranks), and whether to stop.
+    """One optimizer step; return its metrics (loss averaged over all ranks) and whether to stop.
 
-    A loss or gradient that is not finite changes nothing: the update is skipped, or the run ends.
+    If loss or gradient is not finite, the weights do not change: skip the update or end the run.
     """
     lr = SCHEDULES[run.config.schedule](run.step, run.config)
     set_learning_rate(run.optimizer, lr)
@@ -167,7 +164,7 @@ def searching_scale(scaler: torch.amp.GradScaler) -> bool:
 
 
 def skip_update(run: Run, what: str, start: dict) -> None:
-    """Make no update; beyond --skip-bad-steps, save what was before it and end the run."""
+    """Skip this update; after more than --skip-bad-steps in a row, save and end the run."""
     place = f"data: epoch {start['epoch']}, from window {start['position']} on"
     run.say(f"step {run.step + 1:5d} | skipped: {what}; {place}")
     if run.progress.skipped < run.config.skip_bad_steps:
@@ -179,18 +176,18 @@ def skip_update(run: Run, what: str, start: dict) -> None:
     if not run.world.is_main:  # one line is enough
         sys.exit(1)
     raise UserError(
-        f"step {run.step + 1}: {what}; {place}. No update was made of it. Add --resume and a lower "
+        f"step {run.step + 1}: {what}; {place}. No update was made. Add --resume and a lower "
         f"--learning-rate, or --skip-bad-steps {run.config.skip_bad_steps + 1}"
     )
 
 
-# a metric's form on the terminal; one that is not here is shown by its name
+# how metrics are printed; any other is printed with its name
 TERMINAL = {"train_loss": "loss {:.4f}", "lr": "lr {:.2e}", "grad_norm": "norm {:.2f}"}
 TERMINAL |= {"tokens_per_sec": "{:,.0f} tokens/s", "mfu": "MFU {:.1%}"}
 
 
 def speed(run: Run, seconds: float) -> dict[str, float]:
-    """The metrics of a step that took so long; MFU where the device's peak is known."""
+    """Tokens per second of a step that took `seconds`, and MFU if the device's peak is known."""
     rate = run.config.total_batch_size / seconds
     peak = peak_flops(run.device)
     mfu = flops_per_token(run.raw) * rate / (peak * run.world.size) if peak else None
@@ -200,20 +197,20 @@ def speed(run: Run, seconds: float) -> dict[str, float]:
 def report(run: Run, metrics: dict[str, float], seconds: float, left: float) -> None:
     """Write the step's metrics to the log and, every log_every steps, a line to the terminal.
 
-    The step took `seconds`, the run will take `left` more. JSON knows no NaN: a number that is not
-    finite is null in the log.
+    The step took `seconds`; `left` is the run's remaining time. JSON has no NaN: numbers that are
+    not finite are null in the log.
     """
     fast = speed(run, seconds)
     if run.log:
         finite = {n: v if v is None or math.isfinite(v) else None for n, v in metrics.items()}
         run.log.write(run.step, **finite, **fast, seconds=round(run.progress.elapsed, 4))
     if run.due(run.config.log_every) or run.step == 1:
-        told, rates = (
+        numbers, rates = (
             [TERMINAL.get(n, n + " {:.4g}").format(v) for n, v in of.items() if v is not None]
             for of in (metrics, fast)
         )
         end = f"{timedelta(seconds=round(left))} left"
-        parts = [f"step {run.step:5d}", *told, f"{seconds * 1e3:.0f} ms", *rates, end]
+        parts = [f"step {run.step:5d}", *numbers, f"{seconds * 1e3:.0f} ms", *rates, end]
         run.say(" | ".join(parts))
 
 
@@ -231,10 +228,10 @@ def train(run: Run, stopper: Stopper) -> int:
         progress.step += 1
         progress.elapsed += seconds
         pace = (progress.elapsed - first_elapsed) / (run.step - first_step)
-        # the log first: a checkpoint never knows of a step that the log does not
+        # the log first: a checkpoint must never be ahead of the log
         report(run, metrics, seconds, left=pace * (config.max_steps - run.step))
         if stop or run.due(config.save_every):
-            save(run)  # before evaluating: an evaluation that fails must not lose the run
+            save(run)  # before evaluating, so that a failing evaluation cannot lose the run
         if stop:
             run.say(f"stopped after step {run.step}; --resume --out {config.out} continues")
             return 128 + int(stopper.signal or signal.SIGTERM)
@@ -249,7 +246,7 @@ def train(run: Run, stopper: Stopper) -> int:
 
 
 def evaluate_only(config: TrainConfig, world: World, device: torch.device, meta: dict) -> int:
-    """--eval-only: the losses of a model; nothing is written."""
+    """--eval-only: print a model's losses; write nothing."""
     run, state, _ = open_run(config, world, device, meta)
     run.progress.step = int(state.get("step", 0))
     run.say(f"{describe_data(meta)}, validation: {len(run.val_stream):,} tokens")
@@ -259,13 +256,13 @@ def evaluate_only(config: TrainConfig, world: World, device: torch.device, meta:
 
 
 def open_meta(config: TrainConfig) -> dict:
-    """What the dataset says of itself; a folder that is not there may never have been asked for."""
+    """Read the dataset's meta.json; if it is missing, say if the user never named the folder."""
     try:
         return read_meta(config.data)
     except UserError as error:
         if config.preset or config.resume or "data" in config.flags:
             raise
-        raise UserError(f"{error} (--data of GPT-2, because no preset is named)") from error
+        raise UserError(f"{error} (GPT-2's --data, because no preset is given)") from error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -289,8 +286,8 @@ def main(argv: list[str] | None = None) -> int:
                 open_log(run)
             with contextlib.closing(run), Stopper() as stopper:
                 return train(run, stopper)
-        except OSError as error:  # of a file of the run, or of the data
-            raise UserError(f"{describe_os_error(error)}; --resume goes on") from error
+        except OSError as error:  # in a file of the run or of the data
+            raise UserError(f"{describe_os_error(error)}; continue with --resume") from error
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -148,7 +148,7 @@ def test_bench_measures_and_writes_rows_that_chapter_05_can_read(monkeypatch, tm
     assert set(recorded) - {"others"} == set(record)
     assert set(recorded["speedups"][0]) == set(first)
     out = capsys.readouterr().out
-    for text in ("freed memory kept", "Peak memory (GB) in", "Whole runs at", "wrote "):
+    for text in ("freed memory kept", "Peak memory (GB) in", "Full runs at", "wrote "):
         assert text in out
 
 

@@ -253,7 +253,7 @@ def test_the_best_is_kept_however_old(tmp_path):
 def test_older_ones_go_only_after_the_new_one_is_whole(tmp_path, monkeypatch):
     run_with(tmp_path, 1, 2, keep=2)
     monkeypatch.setattr(checkpoint, "write_json", lambda *a: (_ for _ in ()).throw(OSError(28, "")))
-    with pytest.raises(UserError, match="older checkpoints are intact"):
+    with pytest.raises(UserError, match="older ones are intact"):
         run_with(tmp_path, 3, keep=1)
     assert names(tmp_path) == ["step_000001", "step_000002"]
 

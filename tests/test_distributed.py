@@ -479,7 +479,7 @@ def test_more_processes_than_gpus_is_said_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     assert own_device(torch.device("cuda"), World(3, 3, 8)) == torch.device("cuda", 3) == taken[0]
     assert own_device(torch.device("cuda:1"), World(7, 7, 8)) == torch.device("cuda:1")
-    with pytest.raises(UserError, match="more than the 4 GPU"):
+    with pytest.raises(UserError, match="exceeds the 4 GPU"):
         own_device(torch.device("cuda"), World(4, 4, 8))
 
 

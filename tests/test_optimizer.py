@@ -271,7 +271,7 @@ def test_orthogonalise_takes_many_matrices_of_one_shape_at_once():
 
 
 def test_muon_refuses_what_is_not_a_matrix():
-    with pytest.raises(ValueError, match=r"matrices; a parameter has the shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"matrices; a parameter has shape \(3,\)"):
         Muon([nn.Parameter(torch.zeros(3))])
 
 
@@ -357,7 +357,7 @@ def test_the_state_of_two_optimizers_goes_back_where_it_was():
             o.step()
             o.zero_grad()
     assert torch.equal(flat(model), flat(copy))
-    with pytest.raises(ValueError, match="2 groups of parameters, not 3"):
+    with pytest.raises(ValueError, match="2 parameter groups, not 3"):
         other.load_state_dict(make_optimizer(copy, learning_rate=1e-3).state_dict())
 
 

@@ -164,7 +164,7 @@ def test_two_nodes_without_a_shared_folder_are_refused_in_one_line(legs, tmp_pat
     done = subprocess.run(
         [*command, str(script), str(tmp_path)], capture_output=True, text=True, timeout=100, env=env
     )
-    words = "node0: other checkpoints on other nodes; it must be a shared folder"
+    words = "node0: the nodes see different checkpoints; it must be a shared folder"
     assert done.returncode == 1 and done.stderr.count(words) == 1, done.stderr
     assert "Error" not in done.stderr.split(words)[0]
     assert [r["step"] for r in log_of(tmp_path / "node0")] == [

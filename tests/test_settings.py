@@ -53,7 +53,7 @@ def test_flags_without_a_preset_mean_gpt2s_plain_defaults_and_it_is_said_in_one_
     assert (config.n_layer, config.n_embd, config.optimizer, config.weight_decay) == (
         12, 768, "adamw", 0.1,
     )  # fmt: skip
-    assert len(said) == 1 and "no preset named" in said[0] and "runs/unnamed" in said[0]
+    assert len(said) == 1 and "no preset given" in said[0] and "runs/unnamed" in said[0]
     assert said_by(["gpt2-124m", "--max-steps", "1000"])[1] == []
 
 
@@ -100,7 +100,7 @@ def test_flags_override_the_preset_in_either_spelling():
 
 def test_where_data_is_missing_that_nobody_named_the_message_says_why(monkeypatch, tmp_path):
     monkeypatch.setattr(arguments, "find_data", lambda path: tmp_path / path)
-    with pytest.raises(UserError, match="no such data folder.*because no preset is named"):
+    with pytest.raises(UserError, match="no such data folder.*because no preset is given"):
         train.main(["--max-steps", "1000", "--out", str(tmp_path / "run")])
     with pytest.raises(UserError) as error:
         train.main(["gpt2-124m", "--out", str(tmp_path / "run")])
@@ -183,8 +183,8 @@ def test_the_rows_are_the_most_that_fit_and_divide():
         ("--hellaswag-data x.jsonl", "only with --hellaswag-every greater than 0"),
         ("--optimizer muon --parallel fsdp", "--parallel fsdp splits them"),
         ("--optimizer muon --muon-learning-rate 0", "--muon-learning-rate must be greater than 0"),
-        ("quickstart --eval-only", "name the model, by --init-from or by --resume --out RUN"),
-        ("--n-embd 30 --n-head 4", "cannot be divided by --n-head 4"),
+        ("quickstart --eval-only", "name the model with --init-from or --resume --out RUN"),
+        ("--n-embd 30 --n-head 4", "not divisible by --n-head 4"),
         ("--seed 4294967296", "--seed must be less than 2"),
     ],
 )
@@ -251,7 +251,7 @@ def test_a_setting_that_an_older_run_lacks_has_the_plain_default(tmp_path, saved
 @pytest.mark.parametrize(
     "saved, message",
     [
-        ({"rotary": True}, "knows no setting 'rotary'"),
+        ({"rotary": True}, "has no setting 'rotary'"),
         ({"optimizer": "lion"}, "cannot use --optimizer 'lion'"),
         ({"n_layer": "4"}, "cannot use --n-layer '4'"),
     ],
@@ -411,7 +411,7 @@ def test_data_of_another_alphabet_of_the_same_size_is_refused(tiny_run, tiny_dat
     save_huggingface(tmp_path / "hf", vars(model.config), model.state_dict(), tokenizer)
     for source in (tiny_run, tmp_path / "hf"):
         flags = [*TINY, "--data", data, "--out", str(tmp_path / "run")]
-        with pytest.raises(UserError, match="another tokenizer"):
+        with pytest.raises(UserError, match="the tokenizers differ"):
             train.main([*flags, "--init-from", str(source)])
         assert not (tmp_path / "run/log.jsonl").exists()
 

@@ -182,8 +182,8 @@ BAD = {
     "not a number": (["--max-steps", "many"], "invalid int value: 'many'"),
     "negative": (["--dropout", "-0.5"], "--dropout must be from 0"),
     "zero steps": (["--max-steps", "0"], "--max-steps must be greater than 0"),
-    "heads": (["--n-embd", "30", "--n-head", "4"], "cannot be divided by --n-head 4"),
-    "tokens per step": (["--total-batch-size", "1000"], "the nearest that can is 992"),
+    "heads": (["--n-embd", "30", "--n-head", "4"], "not divisible by --n-head 4"),
+    "tokens per step": (["--total-batch-size", "1000"], "the nearest that can be is 992"),
     "no data": (["--data", "no/such/folder"], "no such data folder"),
     "no run": (["--resume", "--out", "no/such/run"], "no run to resume"),
     "prompt letters": (["--sample-prompt", "\u4f60"], "--sample-prompt: character '\u4f60' is not"),
@@ -261,7 +261,7 @@ def test_a_file_that_cannot_be_read_is_named_not_the_run_directory(
     monkeypatch.setattr(train, "gradients", broken)
     with pytest.raises(UserError) as error:
         train.main([*TINY, "--data", str(tiny_data), "--out", str(tmp_path / "run")])
-    assert str(error.value) == "shard_7.npy: Input/output error; --resume goes on"
+    assert str(error.value) == "shard_7.npy: Input/output error; continue with --resume"
 
 
 def test_rows_give_way_where_more_processes_share_a_step_and_the_losses_stay(

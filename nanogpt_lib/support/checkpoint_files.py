@@ -88,9 +88,7 @@ def written_beside(final: Path, writers: World) -> Iterator[Path]:
     except (UserError, OSError) as error:
         if writers.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(
-            f"{final}: cannot be saved ({error}); older checkpoints are intact"
-        ) from error
+        raise UserError(f"{final}: cannot be saved ({error}); older ones are intact") from error
 
 
 def write_tensors(
