@@ -481,7 +481,7 @@ def test_loading_never_unpickles(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"format": 3}, "format 3, this library reads 1 and 2"),
+        ({"format": 3}, "format 3; this library reads 1 and 2"),
         ({"files": None}, "damaged"),
         ({"files": {"model.safetensors": 3}}, "damaged"),
     ],

@@ -386,7 +386,7 @@ def damaged_shard(path, how):
         ("empty", "truncated or not a token shard"),
         ("text", "truncated or not a token shard"),
         ("other type", "expected uint16, 1-d"),
-        ("other length", "40 tokens, meta.json says 50"),
+        ("other length", "40 tokens; meta.json says 50"),
         ("pickle", "truncated or not a token shard"),
     ],
 )
