@@ -1,6 +1,9 @@
 """The set-up files say the same thing in every place."""
 
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 
 import pytest
@@ -57,3 +60,24 @@ def test_the_readme_lists_every_preset_and_chapter():
         assert f"`{preset}`" in README, preset
     for chapter in (ROOT / "notebooks").glob("*.ipynb"):
         assert f"notebooks/{chapter.name}" in README
+
+
+def make_would_run(*words: str) -> str:
+    """The commands of a target, not run."""
+    done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make here")
+def test_make_clean_keeps_runs_and_datasets_unless_asked():
+    assert "runs" not in make_would_run("clean") and "data" not in make_would_run("clean")
+    assert "runs data/*/" in make_would_run("clean", "ALL=1")
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make here")
+def test_make_train_needs_no_torchrun_and_make_lab_starts_for_root_too():
+    """torchrun waits for minutes where the host name does not resolve."""
+    assert "torchrun" not in make_would_run("train")
+    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    assert ("--allow-root" in make_would_run("lab")) == root
