@@ -1,4 +1,4 @@
-"""The model a run begins with: random, from another model, or from its own newest checkpoint."""
+"""The model a run starts from: random, another model, or its own newest checkpoint."""
 
 from pathlib import Path
 
@@ -22,10 +22,10 @@ Tokenizer = GPT2Tokenizer | CharTokenizer
 def build_model(
     config: TrainConfig, meta: dict, tokenizer: Tokenizer, world: World, device: torch.device
 ) -> tuple[GPT, dict, Path | None]:
-    """The model to begin with, on its device, and when resuming the checkpoint's state and folder.
+    """The model to start from, on its device; when resuming, also the checkpoint (state, folder).
 
-    `meta` and `tokenizer` are the dataset's. Every rank calls; with --parallel fsdp each gets its
-    share of the model.
+    `meta` and `tokenizer` are the dataset's. Every rank must call this; with --parallel fsdp each
+    gets its share of the model.
     """
     folder, state = None, {}
     if config.resume and shared_checkpoints(config.out, world):
@@ -44,7 +44,7 @@ def build_model(
 
 
 def first_model(config: TrainConfig, meta: dict, tokenizer: Tokenizer, is_main: bool) -> GPT:
-    """The whole model of a run that begins, in main memory."""
+    """The whole model of a new run, in main memory."""
     if config.init_from != "scratch":
         return model_to_start_from(config, meta, tokenizer, is_main)
     torch.manual_seed(config.seed)
@@ -60,10 +60,10 @@ def shares_of_model(
     folder: Path | None,
     state: dict,
 ) -> GPT:
-    """The model in shares. From a checkpoint each rank reads its own rows.
+    """The sharded model. From a checkpoint each rank reads its own rows.
 
-    For a run that begins rank 0 makes the whole once, in main memory and from the same seed as
-    ever, and sends the others theirs.
+    For a new run, rank 0 makes the whole model in main memory, from the usual seed, and sends the
+    others their shares.
     """
     whole = None
 
@@ -73,7 +73,7 @@ def shares_of_model(
             whole = first_model(config, meta, tokenizer, True)
         return {name: getattr(config, name) for name in ("model", *SHAPE)}
 
-    if not folder:  # --init-from may have brought its own shape
+    if not folder:  # --init-from may have set its own shape
         for name, value in on_every_rank(make, world)[0].items():
             setattr(config, name, value)
     build = MODELS[config.model]
@@ -86,14 +86,14 @@ def shares_of_model(
 
 
 def check_resumable(config: TrainConfig, state: dict, tokenizer: Tokenizer) -> None:
-    """Raise UserError for a setting or data that a saved run cannot go on with."""
+    """Raise UserError if the settings or the data do not fit the run to resume."""
     try:
         began, shape = modern(state["train_config"]), state["model_config"]
         alike = same_tokenizer(tokenizer_from(state["tokenizer"]), tokenizer)
         saved = {"model": "gpt2", "optimizer": "adamw", "init_from": config.init_from, **began}
         saved |= {name: shape[name] for name in SHAPE if name in shape}
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{config.out}: its checkpoint is not of a run of train.py") from error
+        raise UserError(f"{config.out}: its checkpoint was not written by train.py") from error
     for name in (*SHAPE, "model", "optimizer", "init_from"):
         if name in saved and getattr(config, name) != saved[name]:
             raise UserError(f"{flag(name)}: the run to resume has {saved[name]}")
@@ -104,9 +104,9 @@ def check_resumable(config: TrainConfig, state: dict, tokenizer: Tokenizer) -> N
 def model_to_start_from(
     config: TrainConfig, meta: dict, tokenizer: Tokenizer, is_main: bool
 ) -> GPT:
-    """The model of --init-from. Its kind, and what its weights fix, is written into the settings.
+    """Load the model of --init-from; copy its kind and the shape of its weights into the settings.
 
-    Raises UserError for a shape that was asked for and is another, and for another tokenizer.
+    Raises UserError if a setting asked for a different shape, or if the tokenizers differ.
     """
     names = ("block_size", "dropout", "vocab_multiple", "attention")
     as_it_is = {"block_size", "vocab_multiple"} - config.asked_for
@@ -116,8 +116,8 @@ def model_to_start_from(
     if model.config.vocab_size != meta["vocab_size"] or not same_tokenizer(own, tokenizer):
         known = f"{model.config.vocab_size} tokens" + ("" if own else " of an unknown tokenizer")
         raise UserError(
-            f"--init-from {config.init_from} knows {known}, the data in {config.data} "
-            f"{meta['vocab_size']}: another tokenizer"
+            f"--init-from {config.init_from} has {known}, the data in {config.data} "
+            f"{meta['vocab_size']}: the tokenizers differ"
         )
     kind = next(name for name, kind in MODELS.items() if kind is type(model))
     for name, value in {"model": kind, **{n: getattr(model.config, n) for n in SHAPE}}.items():
