@@ -3,5 +3,5 @@
 import os
 
 os.environ.setdefault("NANOGPT_SMOKE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: threads would wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: threads only wait for each other
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never wait for a network

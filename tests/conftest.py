@@ -1,4 +1,4 @@
-"""What several tests use: a small dataset, a small run, and programs as real processes."""
+"""Shared fixtures and helpers: a small dataset, a small run, programs as real processes."""
 
 import json
 import os
@@ -21,7 +21,7 @@ TINY = (
 
 
 def write_tiny_data(folder: Path) -> Path:
-    """A dataset of characters: English with a rhythm that a small model can learn."""
+    """A character dataset of repetitive English that a small model can learn."""
     from nanogpt_lib.recipes.text import write_splits
     from nanogpt_lib.tokenizer import CharTokenizer
 
@@ -63,7 +63,7 @@ def program(*args, ranks: int = 0, cwd: Path | None = None, timeout: float = 300
 
 
 def log_of(out: Path) -> list[dict]:
-    """The records of a run's log without what a clock says."""
+    """The records of a run's log without times and speeds."""
     clock = ("crc", "tokens_per_sec", "mfu", "seconds")
     lines = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
@@ -71,7 +71,7 @@ def log_of(out: Path) -> list[dict]:
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_data, tmp_path_factory) -> Path:
-    """A finished run of the training program, made by a real process from another directory."""
+    """A finished run of train.py, made by a real process from another directory."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
     done = program("train.py", *TINY, "--data", tiny_data, "--out", out, cwd=out.parent)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""README's commands, taken from its own text, and how each of them is put to the proof."""
+"""README's commands, extracted from its text, and which of them cannot be run by the tests."""
 
 import re
 import shlex

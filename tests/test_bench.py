@@ -1,4 +1,4 @@
-"""What bench.py and the comparisons beside it promise."""
+"""What bench.py and the comparisons in tests/benchmarks promise."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def test_data_read_from_the_disk_and_read_ahead_are_the_same():
 
 
 def pretend_speeds(monkeypatch, **speeds):
-    """Let every variant take 1/speed seconds; returns the list of those that were tried."""
+    """Make every variant take 1/speed seconds; returns the list of variants that were tried."""
     tried = []
 
     def measured(variant, shape, rows, steps, device):
@@ -157,7 +157,7 @@ def bench_records() -> Path:
 
 
 def measure_fast(variant, *how):
-    """`measure_or_note` that leaves this process's memory as it is."""
+    """`measure_or_note` without changing this process's malloc settings."""
     return measure_or_note(replace(variant, keep_memory=False), *how)
 
 
@@ -226,7 +226,7 @@ def test_a_program_that_is_not_there_leaves_its_figure_out():
     assert machine.name_of(CPU)
 
 
-# --- beside others --------------------------------------------------------------------------------
+# --- compared with other implementations ----------------------------------------------------------
 
 
 def test_what_is_no_checkout_of_theirs_is_refused(tmp_path):

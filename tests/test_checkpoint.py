@@ -1,4 +1,4 @@
-"""A checkpoint: a run can be killed at any moment, and goes on bit for bit."""
+"""Checkpoints: a run can be killed at any moment and resumes bit for bit."""
 
 import contextlib
 import io
@@ -64,7 +64,7 @@ def run_with(out, *steps, **how):
 
 
 def forge(path, **changes):
-    """Change a state.json as someone would who can also compute its seal."""
+    """Change a state.json and update its SHA-256 to match."""
     path.write_text(json.dumps(seal({**read_sealed(path), **changes})))
 
 
@@ -141,7 +141,7 @@ def test_the_tied_matrix_is_saved_once_and_stays_tied(tmp_path):
     assert (folder / "model.safetensors").stat().st_size < 4 * parameters + 4000
 
 
-# --- whole or not there -------------------------------------------------------------------------
+# --- complete or absent -------------------------------------------------------------------------
 
 
 def test_killed_while_saving_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
@@ -258,7 +258,7 @@ def test_older_ones_go_only_after_the_new_one_is_whole(tmp_path, monkeypatch):
     assert names(tmp_path) == ["step_000001", "step_000002"]
 
 
-# --- a run that goes back -----------------------------------------------------------------------
+# --- a run that resumes from an older checkpoint ------------------------------------------------
 
 
 def cut(path):
@@ -315,7 +315,7 @@ class Killed(BaseException):
 
 
 class Disk:
-    """Carries out what checkpoint_files asks of a disk, until it is killed at the n-th request."""
+    """Executes the file operations of checkpoint_files until it is killed at the n-th one."""
 
     def __init__(self, patch, killed_at):
         self.left = killed_at
@@ -353,7 +353,7 @@ damages = st.tuples(
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(keep=st.integers(0, 2), history=st.lists(saves | saves | kills | damages, max_size=9))
 def test_after_any_history_of_saves_damages_and_kills_the_newest_whole_one_is_there(keep, history):
-    """And it is the run's own: what is resumed is what was saved last and not damaged since."""
+    """What is resumed is what the run itself saved last and was not damaged since."""
     model, optimizer = tiny()
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
         step, whole = 0, set()  # where the run stands; what is whole and of its timeline
@@ -445,7 +445,7 @@ def test_tensors_cut_by_rows_into_any_number_of_files_are_read_whole_or_in_part(
         TensorFiles(tmp_path, "optimizer", {"files": files})
 
 
-# --- what is refused ----------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------
 
 
 def test_a_missing_or_empty_run_says_what_was_looked_for(tmp_path):

@@ -41,7 +41,7 @@ def batch(rows=3):
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
-# --- which device, which number format ------------------------------------------------------------
+# --- device and dtype -----------------------------------------------------------------------------
 
 
 def test_auto_takes_the_best_device_there_is(monkeypatch):
@@ -73,7 +73,7 @@ def test_the_number_format_follows_what_the_hardware_multiplies(monkeypatch):
     assert choose_dtype(CPU) == torch.float32
     assert choose_dtype(MPS) == torch.float32  # Apple's GPU is neither CUDA nor the CPU
     assert choose_dtype(MPS, "float16") == torch.float16
-    assert choose_dtype(CPU, "bfloat16") == torch.bfloat16  # slow, but the user's wish
+    assert choose_dtype(CPU, "bfloat16") == torch.bfloat16  # slow, but the user's choice
     with pytest.raises(UserError, match="--dtype bfloat16.*use float16"):
         choose_dtype(CUDA, "bfloat16")
 

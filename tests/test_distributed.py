@@ -1,7 +1,7 @@
-"""What distributed.py promises, checked by two real gloo processes under torchrun.
+"""What distributed.py promises, checked with two real gloo processes under torchrun.
 
-One launch runs every demonstration of PROGRAM and writes down what each rank saw; the tests read
-it. A second launch lets one rank die.
+One launch runs all of PROGRAM and records what each rank saw, which the tests read. In a second
+launch one rank dies.
 """
 
 import contextlib
@@ -192,7 +192,7 @@ DEATH = (
 import signal
 from nanogpt_lib.support.errors import UserError
 world = read_world()
-signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a run does: torchrun's wish is not enough
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a run does: torchrun's SIGTERM does not end it
 with process_group(world, CPU):
     model, x, y = model_and_rows()
     wrapped = torch.nn.parallel.DistributedDataParallel(model, bucket_cap_mb=0.001)
@@ -233,7 +233,7 @@ def torchrun(source: str, folder, *args) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def reference():
-    """The functions of SETUP in this process, for what one process computes."""
+    """The functions of SETUP in this process, for single-process reference values."""
     names: dict = {}
     exec(SETUP, names)
     return names
@@ -253,7 +253,7 @@ def numbers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory, numbers):
-    """What each of two processes saw."""
+    """What each of the two processes recorded."""
     folder = tmp_path_factory.mktemp("ranks")
     done = torchrun(PROGRAM, folder, folder, numbers)
     assert done.returncode == 0, done.stderr
@@ -390,7 +390,7 @@ def test_a_model_without_weights_has_buffers_and_takes_no_memory_until_it_is_giv
 def test_a_plain_copy_of_sharded_weights_serves_ranks_that_do_unequal_work(
     ranks, reference, numbers
 ):
-    """Five windows over two ranks: a sharded forward pass would wait for ever."""
+    """Five windows over two ranks: a sharded forward pass would hang."""
     model, x, _ = reference["model_and_rows"]()
     model.load_state_dict(ranks[0]["whole"], strict=False)  # lm_head is wte
     torch.testing.assert_close(ranks[0]["alone"], next_token_logits(model, model.transformer(x)))
@@ -408,7 +408,7 @@ def test_the_group_is_left_at_the_end_of_the_block(ranks):
 
 
 def test_a_rank_that_fails_with_gradients_in_flight_ends_all_each_in_one_line(tmp_path):
-    """Leaving the group in good order would wait for the bucket, which waits for rank 0."""
+    """Leaving the group cleanly would wait for the bucket, which waits for rank 0."""
     done = torchrun(DEATH, tmp_path)  # would stop at its time limit if either went on waiting
     assert done.returncode == 1
     said = done.stderr.splitlines()

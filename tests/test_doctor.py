@@ -1,4 +1,4 @@
-"""nanogpt_lib/doctor.py: what is not normal in a log, and what the run has reached."""
+"""nanogpt_lib/doctor.py: what is abnormal in a log, and what the run has reached."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def log_of_losses(loss_at, steps=2000):
 
 
 def test_a_run_that_stays_where_token_frequencies_end_is_not_called_healthy():
-    """Stuck at 7.6 for 2,000 steps; and what learns slowly, or began well, is not stuck."""
+    """Stuck at 7.6 for 2,000 steps; a run that learns slowly or started well is not stuck."""
     stuck = log_of_losses(lambda s: 7.6 + 3.2 * math.exp(-(s - 1) / 40) + 0.05 * math.sin(9 * s))
     assert symptoms(stuck, 50257) == [
         "the loss stays at 7.60 from step 1001 on: little more than token frequencies was learned"

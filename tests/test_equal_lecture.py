@@ -1,4 +1,4 @@
-"""We train as the lecture's script does: its recorded steps always, the script itself if given.
+"""We train as the lecture's script does: compared with its recorded steps or, if given, the script.
 
 git clone https://github.com/karpathy/build-nanogpt
 NANOGPT_LECTURE=build-nanogpt pytest tests/test_equal_lecture.py
@@ -25,7 +25,7 @@ needs_checkout = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """The lecture's steps as they were recorded, its first weights and tokens laid out for us."""
+    """The lecture's recorded steps; its initial weights and tokens, in our formats."""
     folder = tmp_path_factory.mktemp("recorded")
     about = json.loads((RECORDED / "steps.json").read_text(encoding="utf-8"))
     args = equal_lecture.read_arguments(["nowhere", "--device", "cpu"])
@@ -38,7 +38,7 @@ def recorded(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lecture(tmp_path_factory):
-    """The lecture's 20 steps, made now by its script."""
+    """The lecture's 20 steps, run now by its script."""
     folder = tmp_path_factory.mktemp("lecture")
     args = equal_lecture.read_arguments([str(checkout), "--device", "cpu"])
     equal_lecture.write_data(folder, args, equal_lecture.cut_data(args))

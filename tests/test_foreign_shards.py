@@ -1,4 +1,4 @@
-"""Shards that nanoGPT, llm.c and the lecture's script made are read as they are, or refused."""
+"""Shards made by nanoGPT, llm.c and the lecture's script are read unchanged, or refused."""
 
 import pickle
 import subprocess
@@ -91,7 +91,7 @@ def test_a_bare_file_of_half_a_token_or_none_is_refused(tmp_path, body):
 @pytest.mark.parametrize("dtype", ["<u4", "<i4", "<i8"])
 @pytest.mark.parametrize("vocab_size", [65, 50_000, 128_000])
 def test_a_bare_file_of_wider_integers_is_refused(tmp_path, dtype, vocab_size):
-    """As a prepare.py for a large vocabulary writes them: every second uint16 would be 0."""
+    """As written by a prepare.py for a large vocabulary: every second uint16 would be 0."""
     ids = np.random.default_rng(0).integers(0, vocab_size, 3000)
     for split in ("train", "val"):
         (tmp_path / f"{split}.bin").write_bytes(ids.astype(dtype).tobytes())

@@ -28,7 +28,7 @@ OWN = ROOT / "data" / "hellaswag_own.jsonl"
 
 
 def random_items(count=40, vocab=300, seed=0):
-    """Items of odd lengths over a small vocabulary, where scoring is quick."""
+    """Items of odd lengths over a small vocabulary, for which scoring is fast."""
     g = torch.Generator().manual_seed(seed)
 
     def ids(low, high):
@@ -126,7 +126,7 @@ def test_a_rendered_item_holds_its_rows_and_marks_the_predictions_of_the_endings
 
 
 def test_an_item_longer_than_the_context_is_cut_on_the_left(model):
-    """One token of context is always left; nothing meets an assertion (ERRATA 32)."""
+    """One token of context is always left; no assertion fails (ERRATA 32)."""
     item = Item(list(range(100, 190)), [[1, 2], list(range(60)), [3], [4] * 47], [2, 9, 1, 9], 0)
     tokens, mask = render_item(item, 48)
     assert tokens.shape == (4, 49)

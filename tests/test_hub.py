@@ -1,4 +1,4 @@
-"""The hub over HTTP: a small server speaks its file protocol, also slowly, by halves, or not."""
+"""The hub over HTTP: a small server with its file protocol, also slow, broken or silent."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def folder(tmp_path) -> Path:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The hub's file protocol, for files of one folder; counts what it is asked."""
+    """The hub's file protocol, for the files of one folder; counts requests."""
 
     root: Path
     asked: list
@@ -68,7 +68,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(folder):
-    """A running hub that has the repository someone/gpt."""
+    """A running hub with the repository someone/gpt."""
     handler = type("Handler", (Hub,), {"root": folder, "asked": [], "patience": threading.Event()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -80,7 +80,7 @@ def hub(folder):
 
 
 def ask(hub, home: Path, *sources: str) -> list[str]:
-    """Load checkpoints in a process of its own that believes `hub` is the hub."""
+    """Load checkpoints in a separate process for which `hub` is the hub."""
     code = (
         "import sys\nfrom nanogpt_lib import UserError, load_model\n"
         "for source in sys.argv[1:]:\n"
@@ -103,7 +103,7 @@ def ask(hub, home: Path, *sources: str) -> list[str]:
 def test_a_hub_name_is_downloaded_once_and_then_found_without_the_hub(hub, tmp_path):
     loaded, missing = ask(hub, tmp_path / "home", "someone/gpt", "someone/nothing")
     assert loaded == "29"  # 2 tables, 2 blocks of 12, 2 of ln_f, the tied head
-    assert missing.startswith("no folder or file someone/nothing here; and as a name on the hub: ")
+    assert missing.startswith("no folder or file someone/nothing here; as a name on the hub: ")
     assert "someone/nothing: config.json could not be downloaded (404" in missing
     for hub.mode in ("dead", "deaf"):  # hangs up, never answers
         hub.asked[:] = []

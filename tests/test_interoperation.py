@@ -1,4 +1,4 @@
-"""What a model of ours is to others: transformers and lm-eval load it and compute what we do."""
+"""Interoperation: transformers and lm-eval load our models and compute the same."""
 
 import hashlib
 
@@ -50,7 +50,7 @@ def exported(tmp_path_factory, gpt2_tokenizer):
 
 
 def continuation(model: GPT, tokenizer, text: str) -> str:
-    """Six tokens, always the likeliest."""
+    """Six tokens, greedily."""
     idx = torch.tensor([tokenizer.encode(text)])
     return tokenizer.decode(generate(model, idx, 6, temperature=0)[0].tolist())
 

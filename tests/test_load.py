@@ -1,6 +1,6 @@
-"""What load_model promises: a model from anywhere, the right tokenizer or none, or one line.
+"""What load_model promises: a model from anywhere with the right tokenizer or none, or one line.
 
-The inputs are made as other programs leave them: transformers, nanoGPT, build-nanogpt.
+The inputs are made as other programs write them: transformers, nanoGPT, build-nanogpt.
 """
 
 import json
@@ -167,7 +167,7 @@ def write_bpe(folder: Path, **changed: str) -> None:
 
 
 def reversed_vocab() -> str:
-    """As many tokens as GPT-2 has, under other numbers: a GPT-2 of another language."""
+    """As many tokens as GPT-2 has, with different ids: as for a GPT-2 in another language."""
     vocab = json.loads(gpt2_files()["vocab.json"])
     words = list(vocab)
     return json.dumps({w: i for i, w in enumerate([*words[:-1][::-1], words[-1]])})
@@ -393,7 +393,7 @@ TheirConfig.__qualname__ = TheirConfig.__name__ = "GPTConfig"
 
 
 def nanogpt_file(path: Path, model: GPT, prefix="_orig_mod.", **more) -> Path:
-    """ckpt.pt as nanoGPT's train.py leaves it: Linear weights, the head once more, optimizer."""
+    """ckpt.pt as nanoGPT's train.py writes it: Linear weights, lm_head as well, the optimizer."""
     path.parent.mkdir(parents=True, exist_ok=True)
     keys = ("n_layer", "n_head", "n_embd", "block_size", "bias", "dropout")
     shape = {key: getattr(model.config, key) for key in keys}
@@ -409,7 +409,7 @@ def nanogpt_file(path: Path, model: GPT, prefix="_orig_mod.", **more) -> Path:
 
 
 def lecture_file(path: Path, model: GPT, monkeypatch) -> Path:
-    """model_NNNNN.pt as build-nanogpt leaves it: its config an object of the script's class."""
+    """model_NNNNN.pt as build-nanogpt writes it: its config is an object of the script's class."""
     import __main__
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -509,7 +509,7 @@ def test_an_untied_foreign_model_is_refused(tmp_path):
     assert "lm_head and wte differ" in refusal(path)
 
 
-# ---- and from there, training goes on
+# ---- training from a loaded model
 
 
 def log_values(out: Path, name: str) -> dict[int, float]:
@@ -570,7 +570,7 @@ def test_training_on_data_of_another_alphabet_of_the_same_size_is_refused(tmp_pa
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
-# ---- whatever is given, one line
+# ---- bad input gives one line
 
 
 def test_what_is_not_there_is_named_and_what_was_looked_for(tmp_path, monkeypatch):
@@ -605,7 +605,7 @@ def test_a_config_that_is_no_number_is_refused(tmp_path, value):
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory) -> list[Path]:
-    """A file of every kind, each in a source of its own that loads."""
+    """A file of every kind, each in its own loadable source."""
     root = tmp_path_factory.mktemp("every")
     files = [write_folder(root / "plain", small(61)) / "model.safetensors"]
     files += [write_folder(root / "bin", small(61), "pytorch_model.bin") / "pytorch_model.bin"]

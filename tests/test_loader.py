@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def make_stream(folder, *sizes: int, vocab_size: int = 50257) -> TokenStream:
-    """Shards in which token number i is i, so that a batch tells where it was read."""
+    """Shards in which token i has id i, so that a batch shows where it was read."""
     ids, shards, start = np.arange(sum(sizes)) % vocab_size, [], 0
     folder.mkdir(parents=True, exist_ok=True)
     for number, size in enumerate(sizes):
@@ -44,7 +44,7 @@ def stream(tmp_path) -> TokenStream:
 
 
 def starts_of(tokens: int, *drawn_from) -> np.ndarray:
-    """The first tokens of an epoch's windows of T, in the order of reading."""
+    """The first tokens of an epoch's windows of T tokens, in reading order."""
     cut, numbers = epoch_windows(tokens, T, *drawn_from)
     return cut + T * numbers.astype(np.int64)
 
@@ -65,7 +65,7 @@ def read(loader: TokenLoader, count: int) -> list[list[int]]:
     return [loader.next_batch()[0][:, 0].tolist() for _ in range(count)]
 
 
-# --- what a batch is
+# --- batches
 
 
 @pytest.mark.parametrize("kind", [list, torch.tensor, lambda a: a.astype(np.uint16)])
@@ -237,7 +237,7 @@ def test_a_short_next_shard_is_no_obstacle(tmp_path):
 
 
 def test_a_dataset_larger_than_memory_takes_next_to_none(tmp_path):
-    """A shard of 64 GB, of which next to nothing is written or read, in a process that counts."""
+    """A sparse shard of 64 GB, in a separate process whose memory is measured."""
     pytest.importorskip("resource")
     tokens = 32_000_000_000
     make_stream(tmp_path, 100)
@@ -428,7 +428,7 @@ def test_a_loader_reads_ahead_for_a_device_only(stream):
     assert isinstance(feed(loader, torch.device("cuda")), ReadAhead)
 
 
-# --- and it teaches
+# --- training
 
 
 def test_a_small_model_learns_from_it(tiny_data):

@@ -1,4 +1,4 @@
-"""support/run_log.py and logbook.py: a log that survives, and its curves."""
+"""support/run_log.py and logbook.py: a log that survives crashes, and its curves."""
 
 import io
 import json
@@ -239,7 +239,7 @@ VALUES = {
 
 
 def log_as_a_process(kind, out):
-    """Log six records in a process of its own, without network or account."""
+    """Log six records in a separate process, without network or account."""
     env = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     command = [sys.executable, "-c", LOGGED, kind, str(out)]
     done = subprocess.run(

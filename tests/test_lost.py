@@ -1,6 +1,6 @@
 """Nothing is lost: kills, signals, full disks, damaged and hostile files, a loss that is NaN.
 
-The long campaigns are `make torture`; here are a few of their kills and a slice of their damage.
+The long campaigns are in `make torture`; this file has a few of their kills and damaged files.
 """
 
 import contextlib
@@ -195,7 +195,7 @@ def test_one_rank_that_fails_ends_all_with_its_message_and_a_restart_goes_on(tin
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A function that makes (or remakes) a file system with given mount options."""
+    """A function that mounts (or remounts) a file system with the given options."""
     place = tmp_path / "disk"
     place.mkdir()
 
@@ -376,7 +376,7 @@ def test_a_run_that_went_back_past_a_damaged_checkpoint_keeps_what_it_saves(
 
 
 def bad_at(monkeypatch, *steps, loss=math.nan, norm=1.0):
-    """Let some steps come out with another loss and norm."""
+    """Replace the loss and norm of some steps."""
     gradients = train.gradients
 
     def changed(run):
@@ -433,7 +433,7 @@ def test_a_run_that_diverges_says_so(tiny_data, tmp_path):
     assert len(read_log(tmp_path / "run/log.jsonl")) < 50  # and at once
 
 
-# --- damage and bad words -----------------------------------------------------------------------
+# --- damaged files and bad command lines --------------------------------------------------------
 
 
 def test_a_pickle_given_as_a_checkpoint_is_refused_and_not_run(tmp_path):

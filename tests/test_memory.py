@@ -36,7 +36,7 @@ def batch(rows=3):
 
 
 def saved_bytes(model, x, y, dtype) -> int:
-    """What PyTorch keeps for the backward pass, the model's own parameters apart; exact."""
+    """The exact bytes PyTorch saves for the backward pass, without the model's parameters."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
@@ -53,7 +53,7 @@ def saved_bytes(model, x, y, dtype) -> int:
 
 
 def peak_bytes(function) -> int:
-    """The most a call holds at one time beyond what was there before, by the allocator's events."""
+    """Peak memory of a call above what was allocated before, from the allocator's events."""
     with torch.profiler.profile(profile_memory=True) as profile:
         function()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -206,7 +206,7 @@ def test_readmes_table_holds_what_each_preset_keeps_with_its_own_optimizer():
         assert round(kept / 1e9, len(gigabytes.partition(".")[2])) == float(gigabytes), name
 
 
-# --- how much there is ----------------------------------------------------------------------------
+# --- how much memory there is ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

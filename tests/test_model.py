@@ -29,7 +29,7 @@ TOKENS = torch.randint(61, (2, 16), generator=torch.Generator().manual_seed(0))
 
 
 def odd_model(**changes) -> GPT:
-    """A GPT in which no bias is 0, no norm is 1 and no matrix is small: nothing can hide."""
+    """A GPT without zero biases, unit norms or small matrices, so that no mistake can hide."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(**{**SMALL, **changes})).eval()
     with torch.no_grad():
@@ -269,7 +269,7 @@ def test_a_sequence_over_the_context_never_gets_positions_that_do_not_exist():
 def test_weights_that_do_not_fit_are_named():
     model = odd_model()
     state = model.state_dict()
-    with pytest.raises(UserError, match=r"first transformer\.h\.2\.attn\.c_attn\.bias"):
+    with pytest.raises(UserError, match=r"e\.g\. transformer\.h\.2\.attn\.c_attn\.bias"):
         load_weights(odd_model(n_layer=3), state)
     with pytest.raises(UserError, match=r"wpe\.weight has shape \(16, 32\), the model needs \(8,"):
         load_weights(odd_model(block_size=8), state)

@@ -1,4 +1,4 @@
-"""data/text.py: one's own text in any files and any language becomes a dataset."""
+"""data/text.py: your own text, in any files and any language, becomes a dataset."""
 
 import codecs
 import json
@@ -44,7 +44,7 @@ def sizes(folder: Path) -> tuple[int, int]:
     return len(TokenStream(folder, "train")), len(TokenStream(folder, "val"))
 
 
-# --- what is made -------------------------------------------------------------------------------
+# --- datasets -----------------------------------------------------------------------------------
 
 
 def test_a_text_file_becomes_a_dataset_split_at_nine_tenths(tmp_path):
@@ -140,7 +140,7 @@ def test_without_an_argument_usage_is_printed(tmp_path):
     assert (done.returncode, done.stdout) == (2, "") and "usage: text.py" in done.stderr
 
 
-# --- what is refused ----------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------
 
 
 BAD = {
@@ -225,7 +225,7 @@ TEXTS = st.text(alphabet="ab \n\r\t'5,é天🙂\u3000", max_size=60)
 def test_pieces_of_any_size_are_the_text_and_can_be_taken_up_anywhere(
     tmp_path_factory, texts, block, data
 ):
-    """Two files, one of text and one of lines; every place of a piece continues the reading."""
+    """One .txt and one .jsonl file; reading can resume from the place of every piece."""
     folder = tmp_path_factory.mktemp("pieces")
     (folder / "a.txt").write_bytes("".join(texts).encode())
     (folder / "b.jsonl").write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What support/packed.py promises: the same numbers sooner, or the plain path; nothing is left."""
+"""What support/packed.py promises: the same numbers faster, or the plain path; no leftovers."""
 
 import types
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.processor
 
 @pytest.fixture(autouse=True)
 def fresh_trials():
-    """Every test tries the operators anew."""
+    """Make every test try the operators again."""
     can_pack.cache_clear()
     yield
     can_pack.cache_clear()
@@ -85,7 +85,7 @@ def test_each_weight_is_packed_once_per_format_and_autocast_off_means_its_own():
 
 
 def test_weights_that_exist_for_a_moment_are_multiplied_plainly():
-    """Their addresses are used again: the first design took one's product for another's."""
+    """Their addresses are reused: the first design mistook one weight for another."""
     torch.manual_seed(0)
     layers, x = nn.Sequential(nn.Linear(33, 33)), torch.randn(2, 33)
     with torch.inference_mode(), fast_inference(layers, CPU, torch.float32, 2):
@@ -185,11 +185,11 @@ def test_training_inside_is_as_outside():
     assert losses["inside"][2] < losses["inside"][0] - 0.01
 
 
-# --- where it cannot be ---------------------------------------------------------------------------
+# --- where weights cannot be packed ---------------------------------------------------------------
 
 
 def without(monkeypatch, missing: str) -> None:
-    """A PyTorch in which one private operator is not there, or refuses as with AVX2 only."""
+    """A PyTorch in which one private operator is missing, or fails as with AVX2 only."""
     names = ("_reorder_linear_weight", "_linear_pointwise")
     operators = {name: getattr(torch.ops.mkldnn, name) for name in names if name != missing}
     if missing == "refuses":

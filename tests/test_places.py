@@ -43,9 +43,9 @@ def test_a_dataset_is_made_once_and_a_recipe_that_fails_says_why(tmp_path, monke
 
 
 def relative_paths(source: str) -> list[str]:
-    """Strings of a cell that name a file of the repository and stand on the working directory.
+    """Strings in a cell that name a file of the repository relative to the working directory.
 
-    `ROOT / "data/pydocs"` does not: the right side of a division is left out.
+    `ROOT / "data/pydocs"` is fine: the right operand of a division is skipped.
     """
     tree = ast.parse(re.sub(r"(?m)^[%!].*$", "", source))
     anchored = {id(n.right) for n in ast.walk(tree) if isinstance(n, ast.BinOp)}

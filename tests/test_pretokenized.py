@@ -1,4 +1,4 @@
-"""Published tokens, nanoGPT's splits, many machines: the recipes beside the plain one."""
+"""The other recipes: published tokens, nanoGPT's splits, many machines."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def shards():
 
 
 def hub(web, stored, sent=None):
-    """Let a loopback server be the hub; `sent(name, body, handler, number)` may disturb a file."""
+    """Make a loopback server the hub; `sent(name, body, handler, number)` may alter a file."""
 
     def answer(handler, number):
         path = handler.path.replace("%2F", "/").split("?")[0]
@@ -202,7 +202,7 @@ def test_datatrove_on_slurm_submits_an_array_and_then_one_task(parquet, tmp_path
     pytest.importorskip("datatrove")
     said = f"echo Submitted batch job $(wc -l < {tmp_path}/calls)"
     fakes = {"sbatch": f'echo "$@" >> {tmp_path}/calls; {said}', "scontrol": "echo here"}
-    for name, does in fakes.items():  # no cluster is here: they write down what they are asked
+    for name, does in fakes.items():  # there is no cluster: they record their arguments
         (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"

@@ -1,4 +1,4 @@
-"""What nanogpt_lib.pretrained promises: GPT-2 checkpoints read safely, and ours read by others."""
+"""What nanogpt_lib.pretrained promises: GPT-2 checkpoints read safely, ours readable by others."""
 
 import json
 from pathlib import Path
@@ -108,7 +108,7 @@ def test_saving_and_reading_repeat_bit_for_bit(folder, tmp_path):
         assert (folder / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
 
 
-# ---- holds against bad input
+# ---- bad input
 
 
 class Payload:

@@ -1,4 +1,4 @@
-"""What support/processor.py promises: public questions, no error, the environment counts."""
+"""What support/processor.py promises: the public API, no errors, environment variables count."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""README is a contract: its commands exist, its snippets run, its numbers are computed again.
+"""README is a contract: its commands exist, its snippets run, its numbers are recomputed.
 
-What takes minutes is in tests/campaigns/claims.py (make claims).
+Checks that take minutes are in tests/campaigns/claims.py (make claims).
 """
 
 import json
@@ -21,7 +21,7 @@ from nanogpt_lib.choices import model_config
 from nanogpt_lib.config import PRESETS, TrainConfig
 from nanogpt_lib.model import GPT, count_parameters
 
-# Calls each program with one flag too many: everything else on the line must be known to it.
+# Calls each program with one unknown flag: it must accept everything else on the line.
 PARSE = """
 import io, json, runpy, sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -42,7 +42,7 @@ PLACES = {"…": "3", "[PRESET]": "quickstart", "FILE…": "FILE"}  # what a lin
 
 @pytest.fixture(scope="module")
 def answers() -> dict:
-    """What each program says to its line of README and a flag that it cannot know."""
+    """What each program answers to its line of README plus an unknown flag."""
     lines = [[PLACES.get(word, word) for word in line] for line in programs().values()]
     lines = [line for line in lines if "[--setting" not in line]
     done = subprocess.run(
@@ -136,7 +136,7 @@ def test_chapter_07_shows_the_same_slurm_script():
 
 @pytest.mark.skipif(os.name == "nt", reason="Slurm is for Linux")
 def test_the_slurm_script_starts_what_torchrun_and_train_know(tmp_path):
-    """The script as it stands in README, with stand-ins for srun, scontrol and torchrun."""
+    """The script exactly as in README, with stand-ins for srun, scontrol and torchrun."""
     (script,) = blocks("bash")
     (tmp_path / ".venv/bin").mkdir(parents=True)
     stand_ins = {

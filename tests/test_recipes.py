@@ -39,7 +39,7 @@ ODD = [
 
 
 def recipe(name, *arguments, check=True, **environment):
-    """Run a recipe in a process of its own; no mirror and no hub unless the test names one."""
+    """Run a recipe in a separate process; no mirror and no hub unless the test sets one."""
     done = subprocess.run(
         [sys.executable, DATA / name, *map(str, arguments)],
         capture_output=True,
@@ -62,7 +62,7 @@ def files(folder):
 
 
 def write_parquet(path, texts, **columns):
-    """One parquet file in FineWeb's manner: a text column among others, small row groups."""
+    """One parquet file like FineWeb's: a text column among others, small row groups."""
     raw = [t.encode() if isinstance(t, str) else t for t in texts]
     text = pa.Array.from_buffers(pa.string(), len(raw), pa.array(raw, pa.binary()).buffers())
     table = pa.table({"text": text, "id": [f"<{i}>" for i in range(len(raw))], **columns})
@@ -85,7 +85,7 @@ def parquet(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(parquet, tmp_path_factory):
-    """What the recipes make of these files when nothing happens."""
+    """What the recipes make of these files when not interrupted."""
     out = tmp_path_factory.mktemp("undisturbed")
     where = ["--local", parquet[0], "--shard-tokens", "3000", "--out"]
     recipe("fineweb.py", *where, out / "fineweb.py")

@@ -58,7 +58,7 @@ def test_the_program_exits_with_one_line_and_status_1(tmp_path):
     assert done.stderr.startswith("sample.py: ") and done.stderr.count("\n") == 1
 
 
-# ---- prompts as people type them
+# ---- prompts
 
 
 def hugging_face(folder, tokenizer, save_tokenizer=True) -> str:

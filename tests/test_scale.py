@@ -1,7 +1,8 @@
-"""One run through three worlds: one process, two nodes with sharded weights, four processes.
+"""One run at three scales: one process, two nodes with sharded weights, four processes.
 
-Each leg resumes what the one before has saved. Real torchruns; together they cover world sizes 1, 2
-and 4, two agents joined by a c10d rendezvous, both values of --parallel, and resuming across all.
+Each stage resumes what the previous one saved, with real torchruns. Together they cover world sizes
+1, 2 and 4, two agents joined by a c10d rendezvous, both values of --parallel, and resuming between
+all of them.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ SETTINGS = "--max-steps 6 --save-every 2 --hellaswag-every 4 --sample-every 2 --
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory) -> list[str]:
-    """Settings for all legs: GPT-2 tokens, five validation windows and five items for two ranks."""
+    """Settings for all stages: GPT-2 tokens; five validation windows and items, for two ranks."""
     folder = tmp_path_factory.mktemp("data")
     tokenizer = GPT2Tokenizer()
     ids = np.array(tokenizer.encode("The quick brown fox jumps over the lazy dog, twice. " * 300))
@@ -55,7 +56,7 @@ def torchrun(nodes: int, ranks: int, *args) -> list[str]:
     how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     agents = [subprocess.Popen([*command, *map(str, args)], **how)]
     try:
-        # on one machine both agents take themselves for HOST: the first must hold the store's port
+        # on one machine both agents believe to be HOST: the first must hold the store's port
         deadline = time.monotonic() + 60
         while nodes > 1 and time.monotonic() < deadline and agents[0].poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -71,7 +72,7 @@ def torchrun(nodes: int, ranks: int, *args) -> list[str]:
 
 
 def as_it_was(run: Path, step: int, copy: Path) -> Path:
-    """A copy of a run from the moment when it had saved that step."""
+    """A copy of a run as it was when it had saved that step."""
     shutil.copytree(run, copy)
     for folder in checkpoints(copy):
         if folder.name > f"step_{step:06d}":

@@ -32,7 +32,7 @@ def plain_losses(model, items):
     return torch.stack([ending_losses(model, item) for item in items])
 
 
-# ---- the fast scorer is the plain loop
+# ---- the fast scorer equals the plain loop
 
 
 TOKENS = st.integers(0, 39)
@@ -177,9 +177,9 @@ def test_bfloat16_products_give_float32_losses(route, offset, monkeypatch):
 
 
 def test_an_offset_of_all_logits_costs_no_precision():
-    """GPT-2's logits lie near -35, where bf16 has steps of 0.25; a constant is not seen by softmax.
+    """GPT-2's logits are near -35, where bf16 has steps of 0.25; the softmax ignores a constant.
 
-    Nearly equal logits are the hard case: all of them count, not the largest alone.
+    Nearly equal logits are the hard case: all of them count, not only the largest.
     """
     model, items = small_model(), random_items(20)
     with torch.no_grad():
@@ -322,7 +322,7 @@ def test_bad_arguments_are_one_line(arguments, message, status, monkeypatch, cap
 
 
 def test_no_score_without_gpt2s_tokenizer(tiny_run, monkeypatch):
-    """Characters, or a tokenizer that nobody knows: refused, never a number."""
+    """Characters, or an unknown tokenizer: refused, never a number."""
     arguments = ["--data", str(OWN), "--device", "cpu", "--checkpoint"]
     with pytest.raises(UserError, match="HellaSwag needs a model with GPT-2's tokenizer"):
         score.main([*arguments, str(tiny_run)])

@@ -33,7 +33,7 @@ from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
 
 
 def said_by(argv):
-    """The settings of a command line, and what the user is told of it."""
+    """The settings of a command line, and the notes for the user."""
     said = []
     return parse_config(argv, say=said.append), said
 
@@ -215,7 +215,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(name, value, capsys):
     assert message.count("\n") == 1 and all(repr(n) in message or n in message for n in known)
 
 
-# --- what a run keeps, and older runs -----------------------------------------------------------
+# --- saved settings, and older runs -------------------------------------------------------------
 
 
 def test_config_json_records_only_what_had_an_effect(tiny_run):
@@ -264,10 +264,10 @@ def test_settings_of_another_version_are_refused_in_one_line(tmp_path, saved, me
 
 
 def make_old(out):
-    """Turn a run with Muon into one of the version before --optimizer: settings and state.
+    """Convert a run with Muon to the version before --optimizer: settings and state.
 
-    There Muon was a kind of AdamW: it numbered the blocks' matrices, then the others, then the
-    vectors, and counted steps for each.
+    There Muon was a kind of AdamW: it numbered the blocks' matrices, then the other matrices, then
+    the vectors, and counted steps for each.
     """
 
     def older(settings):
@@ -321,7 +321,7 @@ def go_on(tiny_run, out, *flags, steps="8"):
 
 @pytest.fixture(scope="module")
 def went_on(tiny_run, tmp_path_factory):
-    """Weights of the run that went on with its own settings."""
+    """Weights of the run resumed with its own settings."""
     folder, _ = go_on(tiny_run, tmp_path_factory.mktemp("went") / "on")
     return load_file(folder / "model.safetensors")
 
@@ -378,7 +378,7 @@ def test_a_setting_that_cannot_change_is_refused_on_resume(name, tiny_run, tmp_p
 
 
 def test_a_preset_named_with_resume_counts_as_its_flags(tiny_run, tiny_data, tmp_path, capsys):
-    """Its shape is another: refused. Where it agrees, its values take effect, and that is said."""
+    """A different shape is refused; otherwise the preset's values take effect, with a note."""
     with pytest.raises(UserError, match="--block-size: the run to resume has 32"):
         train.main(["quickstart", "--resume", "--out", str(tiny_run), "--data", str(tiny_data)])
     out = tmp_path / "run"
@@ -393,7 +393,7 @@ def test_a_preset_named_with_resume_counts_as_its_flags(tiny_run, tiny_data, tmp
 
 
 def other_alphabet(tiny_data, folder):
-    """The same ids under another alphabet of the same size."""
+    """The same ids, with another alphabet of the same size."""
     meta = read_meta(tiny_data)
     size = meta["vocab_size"]
     tokenizer = CharTokenizer("".join(chr(0x4E00 + i) for i in range(size)))
@@ -479,7 +479,7 @@ def test_a_folder_called_gpt2_or_scratch_does_not_hide_what_is_meant(tmp_path, m
 
 @pytest.fixture
 def chinese(tmp_path):
-    """Characters that no default prompt is made of."""
+    """Characters that occur in no default prompt."""
     text = "天地玄黄宇宙洪荒。\n" * 300
     tokenizer = CharTokenizer(text)
     ids = np.array(tokenizer.encode(text))

@@ -33,7 +33,7 @@ def random_documents(count=60, longest=90, seed=0):
 
 
 def run(folder, documents, *, val_tokens=100, shard_tokens=256, stop_after=None, held_out=None):
-    """Write documents from the writer's position on; give up after `stop_after` of them."""
+    """Write documents from the writer's position; stop after `stop_after` of them."""
     writer = ShardWriter(folder, val_tokens, shard_tokens)
     first = writer.progress.position[0] if writer.progress.position else 0
     for position, tokens in documents[first:]:
@@ -163,7 +163,7 @@ def test_a_limit_of_open_files_is_called_a_limit(tmp_path):
 
 
 def limited(files: int, code: str, folder) -> subprocess.CompletedProcess:
-    """Run code in a process that may have so many files open; `folder` is a name in it."""
+    """Run code in a process with a limit of open files; the code can use the name `folder`."""
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({files}, {files}))\n"
     code = f"{limit}folder = {str(folder)!r}\n{code}"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

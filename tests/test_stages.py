@@ -1,4 +1,4 @@
-"""The library as it grows: after every chapter it imports on its own, and from 04 on it learns."""
+"""The library after each chapter: it imports on its own and, from chapter 04, it learns."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ for name, module in list(sys.modules.items()):
         assert Path(module.__file__).resolve().is_relative_to(here), f"{name} is not this stage's"
 print(" ".join(nanogpt_lib.__all__))
 """
-# the loop of chapter 04, which every later library must still run as it is
+# the loop of chapter 04, which every later library must run unchanged
 LOOP = """
 import torch
 from nanogpt_lib import GPT, GPTConfig, TokenLoader
@@ -48,7 +48,7 @@ for step in range(40):
 
 
 def in_stage(folder: Path, script: str) -> str:
-    """What a script prints that finds its library in `folder`, in a process of its own."""
+    """The output of a script in a separate process that imports the library in `folder`."""
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -57,7 +57,7 @@ def in_stage(folder: Path, script: str) -> str:
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    """A function: number of a chapter → the folder with the library as it stands after it."""
+    """A function: chapter number → the folder with the library as of that chapter."""
     folder = tmp_path_factory.mktemp("stages")
 
     def written(upto: int) -> Path:

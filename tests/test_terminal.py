@@ -1,4 +1,4 @@
-"""The terminal: any encoding, one that goes away, and errors in one line."""
+"""Terminals of any encoding, terminals that go away, and errors in one line."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ ENCODINGS = ["cp1252", "cp1251", "ascii"]
 
 
 def run(command: list, encoding: str = "utf-8", **env) -> subprocess.CompletedProcess:
-    """A program as a real process whose stdout and stderr have this encoding; bytes come back."""
+    """Run a program as a real process with this encoding of stdout and stderr; returns bytes."""
     env = {**os.environ, "PYTHONPATH": "", "PYTHONIOENCODING": encoding, **env}
     command = [sys.executable, *map(str, command)]
     return subprocess.run(command, capture_output=True, cwd=ROOT, env=env, timeout=300)
@@ -51,7 +51,7 @@ def test_help_is_printed_on_any_terminal_from_any_directory(name, tmp_path):
 
 
 def test_samples_of_any_characters_are_printed_on_any_terminal(tmp_path):
-    """A model whose alphabet no 8-bit terminal has: its samples and its errors are printed."""
+    """A model whose alphabet fits no 8-bit encoding: its samples and errors are printed."""
     text = tmp_path / "own.txt"
     text.write_text("→ 天地玄黃 × " * 2000, encoding="utf-8")
     code = (
@@ -75,7 +75,7 @@ def test_samples_of_any_characters_are_printed_on_any_terminal(tmp_path):
 
 
 def read_a_line_and_go(command: list, unbuffered: str) -> tuple[int, str]:
-    """Status and stderr of a program whose reader goes after one line, as `head -1` does."""
+    """Status and stderr of a program whose reader exits after one line, like `head -1`."""
     env = {**os.environ, "PYTHONPATH": "", "PYTHONUNBUFFERED": unbuffered}
     pipe = subprocess.PIPE
     command = [sys.executable, *map(str, command)]

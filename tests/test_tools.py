@@ -1,4 +1,4 @@
-"""Export, notebooks and imports: what keeps the course and the library one."""
+"""Export, notebooks and imports: what keeps the course and the library consistent."""
 
 import ast
 import json
@@ -189,7 +189,7 @@ def test_a_stage_is_never_written_over_another(tmp_path, capsys):
     assert export.main(["--upto", "1", "--out", str(tmp_path)]) == 0
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.py")}
     assert export.main(["--upto", "9", "--out", str(tmp_path)]) == 1
-    assert "is there already; name another --out" in capsys.readouterr().err
+    assert "already exists; choose another --out" in capsys.readouterr().err
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*.py")}
     for wrong in (["--upto", "1"], ["--out", "x"], ["--upto", "1", "--out", "x", "--check"]):
         with pytest.raises(SystemExit) as ended:
@@ -290,7 +290,7 @@ def test_a_chapter_verifies_and_stays_readable(path):
 
 
 def test_no_exported_symbol_is_defined_again_without_saying_so():
-    """A later cell defines an exported name only as `#| export … replaces`; nothing is shadowed."""
+    """A later cell redefines an exported name only with `#| export … replaces`; no shadowing."""
     owner = {}
     for path in CHAPTERS:
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
@@ -317,8 +317,8 @@ def test_module_names_do_not_shadow_the_standard_library():
 
 
 def test_every_module_imports_alone_without_side_effects():
-    """Each as the first of ours in the interpreter: nothing printed, no heavy package, no group,
-    no draw from a global generator, no setting of PyTorch changed."""
+    """Each imported first in the interpreter: prints nothing, imports no heavy package, joins no
+    process group, uses no global random generator, changes no PyTorch setting."""
     script = """
 import importlib, os, random, signal, sys, threading
 import numpy as np, torch
@@ -372,7 +372,7 @@ def imports_of(file: Path) -> set[str]:
 
 
 def floor_of(name: str) -> str:
-    """The floor of a module: support, lesson, program, or what stands between the last two."""
+    """The layer of a module: support, lesson, run part or program."""
     text = FILES[name].read_text(encoding="utf-8")
     if name.startswith("support."):
         return "support"
@@ -382,8 +382,7 @@ def floor_of(name: str) -> str:
 
 
 def test_modules_import_only_from_lower_floors():
-    """Support carries lessons, lessons carry run parts, and these the programs; nothing points up
-    and nothing in a circle."""
+    """Programs import run parts, these lessons, and these support: nothing upwards, no cycles."""
     allowed = {
         "support": {"support"},
         "lesson": {"support", "lesson"},

@@ -1,4 +1,4 @@
-"""What the training program promises, checked on real runs of it."""
+"""What the training program promises, checked on real runs."""
 
 import errno
 import itertools
@@ -162,7 +162,7 @@ def test_hellaswag_is_scored_in_the_loop_with_compile_on(fox, tmp_path, monkeypa
 
 
 def test_gpt2s_configuration_takes_real_steps_with_gpt2_tokens(fox, tmp_path):
-    """All of the preset but the width: its blocks, vocabulary, padding, optimizer and schedule."""
+    """The whole preset except its width: its blocks, vocabulary, padding, optimizer, schedule."""
     config = PRESETS["gpt2-124m"]
     with torch.device("meta"):
         model = GPT(model_config(TrainConfig(**config), vocab_size=50257))

@@ -1,9 +1,9 @@
-"""Give a solutions notebook the checks of its chapter, so that no check is written twice.
+"""Load a chapter's checks into its solutions notebook, so that no check is written twice.
 
     globals().update(load_checks("02_module"))
 
 A check is a function check_1, check_2, … in a chapter's cell tagged `check`. It returns True, or
-prints a hint and returns False. Such a cell imports what it needs itself.
+prints a hint and returns False. Such a cell must import everything it needs.
 """
 
 import json

@@ -2,18 +2,18 @@
 
     python tools/export.py                      write the library
     python tools/export.py --check              print what would change, exit 1 if anything would
-    python tools/export.py --upto 04 --out DIR  write DIR/nanogpt_lib as it stands after chapter 04
+    python tools/export.py --upto 04 --out DIR  write DIR/nanogpt_lib as of chapter 04
 
-A cell that says `#| default_exp model` names the module that the cells below it go to; a cell whose
-first line is `#| export` goes there, `#| export other` to another module. A module's docstring is
-the block quote above the first `#| default_exp` that names it. Imports of all cells move to the top
-and are merged; those that nothing uses vanish.
+A cell with `#| default_exp model` names the module for the cells below it; a cell whose first line
+is `#| export` is exported to it, `#| export other` to another module. A module's docstring is the
+block quote above the first `#| default_exp` that names it. Imports of all cells are merged at the
+top; unused ones are dropped.
 
 The code grows from chapter to chapter: a cell `#| export replaces` (or `#| export other replaces`)
-takes the place of the one earlier cell of its module that defines the same names. It may define
-more names, never fewer. Without the word, a name that is defined twice is an error.
+replaces the one earlier cell of its module that defines the same names. It may define more names,
+never fewer. Without `replaces`, a name that is defined twice is an error.
 
-module_text.py beside it writes docstrings and imports. Standard library only.
+Docstrings and imports are written by module_text.py. Standard library only.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where Python does not (python -P)
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P does not add it
 from module_text import (  # noqa: E402
     PACKAGE,
     ExportError,
@@ -59,12 +59,12 @@ class Cell:
 
 @dataclass
 class Module:
-    """What the cells read so far make of one module."""
+    """One module, as far as the cells have been read."""
 
     notebooks: list[str] = field(default_factory=list)
     imports: list[ast.stmt] = field(default_factory=list)
     bodies: list[str] = field(default_factory=list)
-    names: list[set[str]] = field(default_factory=list)  # what each body defines
+    names: list[set[str]] = field(default_factory=list)  # the names each body defines
 
 
 def read_notebook(path: Path) -> tuple[dict[str, str], list[Cell]]:
@@ -92,7 +92,7 @@ def read_notebook(path: Path) -> tuple[dict[str, str], list[Cell]]:
 
 
 def add(module: Module, cell: Cell) -> None:
-    """Put a cell at the end of its module, or in the place of the cell that it replaces."""
+    """Append a cell to its module, or put it in place of the cell that it replaces."""
     imports, body = split_imports(cell.source, cell.where)
     names = defined_names(body, cell.where)
     module.imports += imports
@@ -156,14 +156,14 @@ def build(root: Path, upto: int = 99) -> dict[Path, str]:
 
 
 def orphans(root: Path, files: dict[Path, str]) -> list[str]:
-    """Exported modules in the library that no notebook exports any more."""
+    """Exported modules in the library that no notebook exports any longer."""
     exported = [f for f in sorted((root / PACKAGE).glob("*.py")) if f not in files]
     mark = "\nExported from notebooks/"
     return [f.name for f in exported if mark in f.read_text(encoding="utf-8")]
 
 
 def stage(root: Path, upto: int) -> dict[str, str]:
-    """The library after a chapter, {path: text}: lessons, support/, an __init__ that fits them."""
+    """The library as of a chapter, {path: text}: lessons, support/, a matching __init__."""
     package = root / PACKAGE
     files = {file.name: text for file, text in build(root, upto).items()}
     for file in sorted((package / "support").glob("*.py")):
@@ -185,10 +185,10 @@ def stage(root: Path, upto: int) -> dict[str, str]:
 
 
 def write_stage(root: Path, upto: int, out: Path) -> None:
-    """Write the library as it stands after a chapter into out/nanogpt_lib, which must be new."""
+    """Write the library as of a chapter into out/nanogpt_lib, which must not exist."""
     files, folder = stage(root, upto), out / PACKAGE
     if folder.exists():
-        raise ExportError(f"{folder} is there already; name another --out")
+        raise ExportError(f"{folder} already exists; choose another --out")
     for path, text in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8", newline="\n")
@@ -199,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write the library, or with --check compare it with the notebooks; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="print a diff and write nothing")
-    parser.add_argument("--upto", type=int, metavar="NN", help="the library after chapter NN …")
+    parser.add_argument("--upto", type=int, metavar="NN", help="write the library as of chapter NN")
     parser.add_argument("--out", type=Path, metavar="DIR", help="… is written into DIR/nanogpt_lib")
     parser.add_argument("--root", type=Path, default=ROOT, help="repository (default: this one)")
     args = parser.parse_args(argv)

@@ -15,7 +15,7 @@ class ExportError(Exception):
 
 
 def docstring(quote: str, notebooks: list[str]) -> str:
-    """The first paragraph of the quote, where the module comes from, the other paragraphs."""
+    """A module's docstring: the quote, with a note on its origin after the first paragraph."""
     first, *rest = re.split(r"\n\s*\n", quote.strip())
     listed = ", ".join(notebooks[:-1]) + " and " * (len(notebooks) > 1) + notebooks[-1]
     edit = "edit the notebooks" if len(notebooks) > 1 else "edit the notebook"
@@ -81,7 +81,7 @@ def render_imports(imports: list[ast.stmt]) -> str:
 
 
 def global_reads(source: str) -> set[str]:
-    """Names that a module reads as globals, in its functions and classes, too."""
+    """Names that a module reads as globals, including in its functions and classes."""
     top = symtable.symtable(source, "module", "exec")
     read, tables = set(), [top]
     while tables:

@@ -3,10 +3,10 @@
     python tools/nb.py text 02          write notebooks/02_module.py, a text twin to edit
     python tools/nb.py save 02          put the edited twin back into the notebook
     python tools/nb.py run 02 [--smoke] execute top to bottom and save with outputs
-    python tools/nb.py check            every notebook tidy and executed? exit 1 if not
+    python tools/nb.py check            check that all are tidy and executed; exit 1 if not
 
-A notebook is named by its number (solutions by `s02`) or by its path; no name means all of them.
-The twin (jupytext's percent format) is git-ignored and never read but by `save`.
+A notebook is named by its number (solutions: `s02`) or by its path; no name means all of them.
+The twin (jupytext's percent format) is git-ignored and read only by `save`.
 """
 
 import argparse
@@ -26,7 +26,7 @@ MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:home|root|Users|work|tmp|var/folders)
 
 
 def find(names: list[str]) -> list[Path]:
-    """Resolve numbers (`02`, `s02`) and paths to notebook (or not yet existing) files."""
+    """Resolve numbers (`02`, `s02`) and paths to notebooks, which need not exist yet."""
     if not names:
         return sorted(NOTEBOOKS.glob("*.ipynb")) + sorted(NOTEBOOKS.glob("solutions/*.ipynb"))
     found = []
@@ -43,19 +43,19 @@ def find(names: list[str]) -> list[Path]:
 
 
 def shown(path: Path) -> str:
-    """A path as messages print it: below the repository if it lies there."""
+    """A path for messages: relative to the repository if inside it."""
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def is_folded(cell) -> bool:
-    """Does a cell hide its source? JupyterLab shows its first line, which opens it."""
+    """Whether a cell hides its source; JupyterLab then shows only its first line."""
     return cell.metadata.get("jupyter", {}).get("source_hidden") is True
 
 
 def tidy(nb):
-    """Drop what differs from machine to machine: timings, versions, widgets; fix the kernel.
+    """Drop what differs between machines (timings, versions, widgets) and set the kernel.
 
-    Of a cell's metadata, tags stay and the fold of its source.
+    Of a cell's metadata, only its tags and whether its source is hidden are kept.
     """
     nb.metadata.clear()
     nb.metadata.update(kernelspec=KERNEL, language_info={"name": "python"})
@@ -88,9 +88,9 @@ def text(path: Path) -> None:
 
 
 def copy_outputs(before: list, after: list) -> int:
-    """Give code cells that did not change the outputs they had; return how many have none.
+    """Restore the outputs of unchanged code cells; return how many cells have none.
 
-    Two cells may say the same: the order decides first, then cells that moved are looked for.
+    Cells may be identical: they are matched in order first, then cells that moved.
     """
     before = [c for c in before if c.cell_type == "code" and c.source.strip()]
     after = [c for c in after if c.cell_type == "code" and c.source.strip()]
@@ -109,7 +109,7 @@ def copy_outputs(before: list, after: list) -> int:
 
 
 def save(path: Path) -> None:
-    """Make the notebook from its twin; a cell keeps its output if it did not change."""
+    """Make the notebook from its twin; unchanged cells keep their outputs."""
     import jupytext
     import nbformat
 
@@ -129,7 +129,7 @@ def save(path: Path) -> None:
 
 
 def run(path: Path, smoke: bool) -> None:
-    """Execute a notebook; save it with outputs only if every cell succeeded (and not in smoke)."""
+    """Execute a notebook; save it with outputs if every cell succeeded, unless in smoke size."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
@@ -152,7 +152,7 @@ def run(path: Path, smoke: bool) -> None:
     for cell in nb.cells:
         for output in cell.get("outputs", []):
             output.get("metadata", {}).clear()
-            # an output says where it ran only relative to the repository
+            # outputs show paths only relative to the repository
             for texts in (output, output.get("data", {})):
                 for kind, content in texts.items():
                     if isinstance(content, str) and kind.startswith("text"):
@@ -165,7 +165,7 @@ def run(path: Path, smoke: bool) -> None:
 
 
 def faults(path: Path) -> list[str]:
-    """What is untidy in a notebook, one line each; empty when it can be committed."""
+    """What is untidy in a notebook, one line each; empty if it can be committed."""
     import nbformat
 
     nb = nbformat.read(path, as_version=4)
@@ -192,7 +192,7 @@ def faults(path: Path) -> list[str]:
 
 
 def main() -> int:
-    """Parse the command line and do what it says; return the exit status."""
+    """Parse and execute the command line; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

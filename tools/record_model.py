@@ -3,7 +3,7 @@
     python nanogpt_lib/train.py recorded              an hour or two on two CPU cores
     python tools/record_model.py runs/recorded        → notebooks/recorded/model
 
-Chapters, exercises and the web page look into this one model, so once committed it stays as it is.
+Chapters, exercises and the web page examine this one model, so once committed it must not change.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RECORDED)
     args = parser.parse_args()
     if (args.out / "state.json").exists():
-        raise UserError(f"{args.out}: a model is recorded here, and it is frozen")
+        raise UserError(f"{args.out}: a model is already recorded here and must not change")
     step, loss = best_step(args.run)
     folder, state = newest_checkpoint(args.run / "checkpoints" / f"step_{step:06d}")
     model, tokenizer = load_model(folder, say=lambda line: None)

@@ -1,11 +1,11 @@
-"""How fast HellaSwag is scored here, beside the lecture's script, in one run on the same items.
+"""Time HellaSwag scoring against the lecture's script, in one run on the same items.
 
     python tests/benchmarks/bench_hellaswag.py ITEMS.jsonl [BUILD_NANOGPT]
 
 GPT-2 124M's shape with random weights. BUILD_NANOGPT is a checkout of the lecture's repository: its
-own `evaluate` runs, item by item, on a transformers model with the same weights. Every slice takes
-neighbours in order of length, as a batch of the full run does. Rounds are interleaved, so that a
-busy machine slows all of them. Exit status 1 if a winner differs that should not.
+own `evaluate` runs, item by item, on a transformers model with the same weights. Every slice has
+items of similar length, like a batch of the full run. Rounds are interleaved, so that a busy
+machine slows all candidates alike. Exit status 1 if the choice of an ending differs unexpectedly.
 """
 
 import argparse

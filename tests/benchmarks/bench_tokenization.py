@@ -1,13 +1,13 @@
-"""How fast are documents turned into tokens? Ours, the lecture's loop and bare tiktoken, in turns.
+"""Time the tokenization of documents: ours, the lecture's loop and plain tiktoken, interleaved.
 
     python tests/benchmarks/bench_tokenization.py PARQUET --build-nanogpt DIR
 
 DIR is a checkout of build-nanogpt. Its fineweb.py is a script that downloads when it is imported,
 so the part from `enc = …` to `write_datafile` is run unchanged, in this process and (as its pool
 needs) in its workers; the loop below it is run with the same Pool, chunksize and buffer, over the
-same documents, which lie in memory for everyone. Ours includes reading the parquet file and
-everything up to the row of tokens; nobody writes to the disk. Rounds are interleaved; what counts
-are ratios within a round.
+same documents, which are in memory for all. Ours includes reading the parquet file and everything
+up to the sequence of tokens; nothing is written to disk. Rounds are interleaved; only ratios within
+a round are meaningful.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def theirs(texts: list[str], pool, size: int) -> int:
 
 
 def ours(path: Path, most: int, size: int) -> int:
-    """The recipes' path from the parquet file to the row of tokens."""
+    """The recipes' path from the parquet file to the sequence of tokens."""
     texts = (text for batch in read_texts(path, path.name) for text in batch)
     documents = ((i, text) for i, text in zip(range(most), texts))  # noqa: B905
     row, count = np.empty((size,), dtype=np.uint16), 0

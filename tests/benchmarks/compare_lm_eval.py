@@ -3,7 +3,7 @@
     python tests/benchmarks/compare_lm_eval.py CHECKPOINT ITEMS.jsonl [--limit N] [--batch-size 16]
 
 CHECKPOINT is a run, or gpt2 … gpt2-xl; it goes to the harness through `save_huggingface`. Both get
-the items' `ctx` as it stands. The harness's own model class scores the pairs (context, " " +
+the items' `ctx` unchanged. The harness's own model class scores the pairs (context, " " +
 ending) in float32; its task takes the largest sum for `acc`, and the largest sum per character for
 `acc_norm`, which is ours per byte wherever a text is ASCII. Exit status 1 if a sum is 0.01 nats
 off, or a winner differs whose two best sums are over 0.001 nats apart. What bfloat16 changes is

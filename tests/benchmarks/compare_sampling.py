@@ -1,8 +1,8 @@
-"""Tokens per second when drawing text: ours, transformers' and nanoGPT's, on the same shape.
+"""Tokens per second when generating text: ours, transformers' and nanoGPT's, on the same shape.
 
     python tests/benchmarks/compare_sampling.py --nanogpt NANOGPT
 
-Without a checkout of nanoGPT, transformers alone is compared. Flags as of bench.py --sampling.
+Without a checkout of nanoGPT, only transformers is compared. Flags as for bench.py --sampling.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def their_ways(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Draw with each in turns, and print the table."""
+    """Generate with each in turn, and print the table."""
     parser = step_parser("compare_sampling.py", __doc__.split("\n")[0])
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--new-tokens", type=int, default=400, help="tokens per text")

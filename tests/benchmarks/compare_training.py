@@ -2,7 +2,7 @@
 
     python tests/benchmarks/compare_training.py --build-nanogpt BUILD_NANOGPT --nanogpt NANOGPT
 
-Each as committed and, on a GPU or with --compile, compiled as well. Flags as of bench.py.
+Each as committed and, on a GPU or with --compile, compiled as well. Flags as for bench.py.
 """
 
 from dataclasses import replace

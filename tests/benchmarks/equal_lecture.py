@@ -8,11 +8,11 @@
     python tests/benchmarks/equal_lecture.py build-nanogpt --characters --width 32 --layers 2 \\
         --record tests/fixtures/lecture                               what the test suite compares
 
-Theirs: train_gpt2.py as it is, from first line to last, in a process of its own. Only constants are
-replaced (sizes, steps, number format), each asserted to be there, and the HellaSwag download by one
-made-up item. Ours: nanogpt_lib/train.py from the weights theirs began with, shuffle off, and with
-a vocabulary of 50304, because their softmax covers the padding too. Every setting that the lecture
-fixes is named on our command line: a changed default of ours must not change the comparison.
+Theirs: train_gpt2.py unchanged, from the first line to the last, in a separate process. Only its
+constants (sizes, steps, dtype), each asserted to exist, are replaced, and the HellaSwag download by
+one made-up item. Ours: nanogpt_lib/train.py from the same initial weights, without shuffling, and
+with a vocabulary of 50304, because their softmax covers the padding too. Every setting that the
+lecture fixes is on our command line, so that our defaults cannot affect the comparison.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def python(folder: Path, *args: str) -> str:
 def tokenizer_of(args: argparse.Namespace) -> CharTokenizer | GPT2Tokenizer:
     """GPT-2's tokens or, small enough to be recorded, 256 characters.
 
-    The lecture's loss covers the padding of its vocabulary, so here the 47 rows are tokens, too.
+    The lecture's loss covers the padding of its vocabulary, so here those 47 rows are tokens too.
     """
     if args.characters:
         return CharTokenizer(LATIN_1)
@@ -124,7 +124,7 @@ def write_data(folder: Path, args: argparse.Namespace, splits: dict[str, np.ndar
 
 
 def shape_of(args: argparse.Namespace) -> dict:
-    """The model, in the words both sides use."""
+    """The model's settings, named as both sides name them."""
     names = dict(block_size=args.block, n_layer=args.layers, n_head=args.heads, n_embd=args.width)
     return {"vocab_size": vocabulary_of(args), **names}
 
@@ -158,7 +158,7 @@ def run_theirs(checkout: Path, folder: Path, args: argparse.Namespace) -> list[d
 
 
 def run_ours(folder: Path, args: argparse.Namespace, *flags: str) -> list[dict]:
-    """Our steps, by train.py; `flags` are for trying what must not be equal."""
+    """Our steps, by train.py; `flags` can change a setting that must break the equality."""
     if not (folder / "initial").exists():
         tokenizer = json.dumps(tokenizer_of(args).describe())
         python(folder, CONVERT, json.dumps(shape_of(args)), tokenizer)

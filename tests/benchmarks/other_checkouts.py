@@ -1,7 +1,7 @@
-"""The models and steps of build-nanogpt and nanoGPT, out of their own files; for comparisons.
+"""The models and steps of build-nanogpt and nanoGPT, from their own files; for comparisons.
 
-Their classes and optimizers are used as they are; nothing of theirs is copied here. Each is timed
-as committed and, since neither compiles everywhere by default, compiled as well.
+Their classes and optimizers are used unchanged; none of their code is copied here. Each is timed as
+committed and, since neither compiles everywhere by default, compiled as well.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from nanogpt_lib.support.errors import UserError
 
 
 def read_source(path: Path) -> str:
-    """The text of one of their files; raises UserError if it is not there."""
+    """The text of one of their files; raises UserError if it is missing."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -68,7 +68,7 @@ def their_model(name: str, folder: Path, shape: GPTConfig, device) -> tuple[nn.M
     if name == "nanoGPT":  # no biases and no dropout: the defaults of its train.py
         sizes |= dict(bias=False, dropout=0.0)
         decay["betas"] = (0.9, 0.95)
-    with contextlib.redirect_stdout(io.StringIO()):  # they announce their parameters
+    with contextlib.redirect_stdout(io.StringIO()):  # they print their number of parameters
         torch.manual_seed(0)
         model = read["GPT"](read["GPTConfig"](vocab_size=50304, **sizes)).to(device)
         return model, model.configure_optimizers(**decay)

@@ -1,9 +1,9 @@
-"""README's claims that take minutes: its commands run as they stand, or shrunk to this machine.
+"""Check README's claims that take minutes: run its commands unchanged or scaled down.
 
     python tests/campaigns/claims.py [--only WORD] [--build-nanogpt DIR]
 
-Commands for many GPUs run with two gloo processes and a small model; datasets are made of a small
-mirror. Ends with a line per claim and exit status 1 if one does not hold.
+Commands for many GPUs run with two gloo processes and a small model; datasets are made from a small
+mirror. Prints a line per claim; exit status 1 if one does not hold.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Damage files and command lines at random: no traceback, no hang, no wrong number believed.
+"""Damage files and command lines at random: no traceback, no hang, no wrong number accepted.
 
     python tests/campaigns/fuzz.py --files 10000 --lines 1000 --seed 0
 
@@ -63,7 +63,7 @@ class Target:
 
 
 def damage(content: bytes, others: list[bytes], rng: np.random.Generator) -> tuple[str, bytes]:
-    """One of the ways in which files go bad; returns its name and the bad content."""
+    """Damage content in one of several ways; returns the way's name and the bad content."""
     data, size = bytearray(content), len(content)
     start = int(rng.integers(size))
     stop = min(size, start + int(2 ** rng.uniform(0, 12)))
@@ -136,7 +136,7 @@ def read_run(out: Path):
 
 
 def read_settings(out: Path) -> dict:
-    """The settings a run to be resumed would have."""
+    """The settings that a resumed run would have."""
     return as_dict(parse_config(["--resume", "--out", str(out)]))
 
 
@@ -268,7 +268,7 @@ def random_line(flags: dict[str, list[str]], rng: np.random.Generator) -> list[s
 
 
 def outcome(program: str, main: Callable, line: list[str]) -> str:
-    """Run a program in this process; how it ended. Anything but works or refused is an error."""
+    """Run a program in this process; return how it ended: works, refused, or else an error."""
     said, shown = io.StringIO(), io.StringIO()
     try:
         with time_limit(), contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):

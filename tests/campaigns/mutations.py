@@ -1,10 +1,9 @@
-"""Would the tests notice? Forty small mistakes, one at a time, in a copy of the repository.
+"""Would the tests notice? Make forty small mistakes, one at a time, in a copy of the repository.
 
     python tests/campaigns/mutations.py [--only WORD] [--jobs 1]
 
-Each mistake is one that a person makes: a sign, an index, a missing line. It is caught if a test
-of that part fails. Ends with exit status 1 if fewer than 38 are caught, or if a line to be changed
-is not there any more.
+Each mistake is a plausible one: a sign, an index, a missing line. It is caught if a test of that
+part fails. Exit status 1 if fewer than 38 are caught, or if a line to be changed no longer exists.
 """
 
 import argparse
@@ -22,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL, SAMPLING, LOADER, OPTIMIZER = "test_model test_sampling test_loader test_optimizer".split()
 SCORING = "test_hellaswag test_score test_evaluation"
 SAVING = "test_checkpoint test_lost"
-MUTATIONS = [  # file, what stands there, the mistake, tests
+MUTATIONS = [  # file, the original, the mistake, tests
     ("model", "/ math.sqrt(q.size(-1))  # (B, H, T, S)", "  # (B, H, T, S)", MODEL),
     (
         "model",
@@ -130,7 +129,7 @@ def copy_repository(target: Path) -> None:
 
 
 def try_mutation(mutation: tuple, copies: Queue) -> tuple[str, float]:
-    """Make one mistake in a copy, run the tests of that part, mend it again."""
+    """Make one mistake in a copy, run the tests of that part, undo it."""
     file, old, new, tests = mutation
     copy = copies.get()
     try:

@@ -1,9 +1,9 @@
-"""Kill small runs at random moments, and compare what they end in with runs nobody disturbed.
+"""Kill small runs at random moments, and compare their results with those of undisturbed runs.
 
     python tests/campaigns/torture.py --kills 100 --seed 0
 
 Single processes are killed and started again with the same command; under torchrun one of two
-ranks is killed and --max-restarts does the rest. For POSIX: ps tells which processes there are.
+ranks is killed and --max-restarts does the rest. For POSIX: it uses ps to list processes.
 """
 
 import argparse
@@ -57,11 +57,11 @@ class Ordeal:
     rng: np.random.Generator
     count: Count
     process: subprocess.Popen | None = None
-    made: int = 0  # steps made when this life began
+    made: int = 0  # steps made before this start
     killed_at: float | None = None
 
     def start(self, *more: str, restarts: int = 1000) -> None:
-        """Start or continue, by one and the same command; what it says is added to OUT.txt."""
+        """Start or continue the run by the same command; its output is appended to OUT.txt."""
         launch = [sys.executable]
         if self.ranks > 1:
             launch += ["-m", "torch.distributed.run", "--standalone", f"--max-restarts={restarts}"]
@@ -81,11 +81,11 @@ class Ordeal:
         return sorted(child for child, parent in pairs if parent == self.process.pid)
 
     def said(self) -> str:
-        """Everything it has printed, in all its lives."""
+        """Everything it has printed, over all restarts."""
         return Path(f"{self.out}.txt").read_text(encoding="utf-8", errors="replace")
 
     def steps_made(self) -> int:
-        """Steps in all its lives, repeated ones included."""
+        """Steps over all restarts, repeated ones included."""
         return self.said().count(" | loss ")
 
     def logged(self) -> int:
@@ -125,7 +125,7 @@ class Ordeal:
         return self.wait_until(lambda: self.steps_made() >= self.made + steps)
 
     def kill(self, moment: str) -> bool:
-        """Kill -9 one of the processes at a moment, look at what is left; False: it had ended."""
+        """Kill -9 one of the processes at a moment and check what is left; False: it had ended."""
         self.made = self.steps_made()
         if not self.wait_until(lambda: len(self.workers()) == self.ranks):
             return False
@@ -157,7 +157,7 @@ class Ordeal:
         return "in a step" if self.steps_made() > self.made else "before the first step"
 
     def check_left(self) -> None:
-        """The newest checkpoint is whole, and at most save_every steps must be made again."""
+        """The newest checkpoint is intact, and at most save_every steps must be repeated."""
         found, lost = checkpoints(self.out), self.logged()
         if found:
             folder, state = newest_checkpoint(self.out)
@@ -167,7 +167,7 @@ class Ordeal:
         self.count.repeated.append(lost)
 
     def suffer(self, moments: list[str]) -> None:
-        """Be killed at each of the moments, and then come to the end."""
+        """Run to the end, killed at each of the moments on the way."""
         self.start()
         for moment in moments:
             if not self.kill(moment):
@@ -190,7 +190,7 @@ class Ordeal:
 
 
 def campaign(work: Path, kills: int, ranks: int, seed: int, count: Count) -> None:
-    """Runs of `ranks` processes, until there have been so many kills."""
+    """Runs of `ranks` processes, until `kills` kills have been made."""
     rng, data = np.random.default_rng([seed, ranks]), work / "data"
     if not data.exists():
         write_tiny_data(data)
