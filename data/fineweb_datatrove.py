@@ -47,14 +47,20 @@ def main() -> None:
     tasks, first = len(choose_source(args)[1].files), None
     logs = args.out.with_name(f"{args.out.name}_logs")
     for step, count in ((TokenizeFiles(args), tasks), (CutShards(args), 1)):
-        how = dict(pipeline=[step], tasks=count, depends=first, logging_dir=str(logs / step.name))
+        options = dict(
+            pipeline=[step], tasks=count, depends=first, logging_dir=str(logs / step.name)
+        )
         workers = min(args.workers, count)
         if args.slurm:
             path = f"export PATH={Path(sys.executable).parent}:$PATH PYTHONPATH={ROOT}"
-            how |= dict(partition=args.slurm, time=args.time, env_command=path, mem_per_cpu_gb=4)
-            first = SlurmPipelineExecutor(workers=workers, job_name=f"fineweb-{step.name}", **how)
+            options |= dict(
+                partition=args.slurm, time=args.time, env_command=path, mem_per_cpu_gb=4
+            )
+            first = SlurmPipelineExecutor(
+                workers=workers, job_name=f"fineweb-{step.name}", **options
+            )
         else:
-            first = LocalPipelineExecutor(workers=workers, **how)
+            first = LocalPipelineExecutor(workers=workers, **options)
     first.run()  # and what it depends on
     return None
 

@@ -80,8 +80,8 @@ def main() -> None:
         return verify(args.out)
     name, source = choose_source(args)
     rows = held_out(source)
-    how = dict(val_tokens=0, shard_tokens=args.shard_tokens, keep=args.keep)
-    made = make_shards(source, args.out, name, held_out=lambda place: place[2] in rows, **how)
+    options = dict(val_tokens=0, shard_tokens=args.shard_tokens, keep=args.keep)
+    made = make_shards(source, args.out, name, held_out=lambda place: place[2] in rows, **options)
     if made and made["documents"] == DOCUMENTS:
         tokens = {split: sum(s["tokens"] for s in made["splits"][split]) for split in NANOGPT}
         print("the same counts as nanoGPT's" if tokens == NANOGPT else f"nanoGPT has {NANOGPT}")

@@ -162,16 +162,16 @@ def open_loader(run: Run) -> TokenLoader | ReadAhead:
 def choose_prompt(run: Run) -> list[int]:
     """The samples' prompt as tokens. A default that cannot be encoded is replaced, with a note."""
     config = run.config
-    how = dict(block_size=config.block_size, say=run.say, flag="--sample-prompt")
+    options = dict(block_size=config.block_size, say=run.say, flag="--sample-prompt")
     try:
-        return prompt_tokens(run.tokenizer, config.sample_prompt, **how)
+        return prompt_tokens(run.tokenizer, config.sample_prompt, **options)
     except UserError as error:
         if "sample_prompt" in config.flags:
             raise
         characters = run.tokenizer.characters
         config.sample_prompt = next((c for c in characters if c.isalnum()), characters[0])
         run.say(f"{error}; samples begin with {config.sample_prompt!r}")
-    return prompt_tokens(run.tokenizer, config.sample_prompt, **how)
+    return prompt_tokens(run.tokenizer, config.sample_prompt, **options)
 
 
 def make_trainable(run: Run) -> str:
@@ -255,8 +255,8 @@ def save(run: Run) -> None:
         "tokenizer": run.tokenizer.describe(),
         **asdict(progress),
     }
-    how = dict(keep=run.config.keep_checkpoints, val_losses=run.val_losses, world=run.world)
-    save_checkpoint(run.config.out, run.step, run.raw, run.optimizer, state, **how)
+    options = dict(keep=run.config.keep_checkpoints, val_losses=run.val_losses, world=run.world)
+    save_checkpoint(run.config.out, run.step, run.raw, run.optimizer, state, **options)
 
 
 def memory_advice(config: TrainConfig, vocab_size: int, world: World, device) -> str:

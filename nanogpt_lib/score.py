@@ -76,9 +76,9 @@ def main(argv: list[str] | None = None) -> None:
     model, tokenizer = load_model(args.checkpoint)
     require_gpt2_tokens(tokenizer, args.checkpoint)
     items = read_items(args.data, tokenizer, args.limit)
-    how = {"device": device, "dtype": dtype, "budget": args.batch}
+    options = {"device": device, "dtype": dtype, "budget": args.batch}
     begun = time.perf_counter()
-    scores = score_items(model.to(device), items, progress=sys.stderr.isatty(), **how)
+    scores = score_items(model.to(device), items, progress=sys.stderr.isatty(), **options)
     seconds = time.perf_counter() - begun
     speed = f"{seconds:.1f} s, {len(items) / seconds:.1f} items/s"
     print(f"{describe_items(items)}, {args.data}, {str(dtype).split('.')[1]}, {speed}")

@@ -203,8 +203,8 @@ def score_items(
     right = torch.zeros(3)
     if mine:
         labels = torch.tensor([item.label for item in mine])
-        how = {"device": device, "dtype": dtype, "budget": budget, "progress": progress}
-        right = (choose_endings(item_losses(model, mine, **how), mine) == labels).sum(dim=1)
+        options = {"device": device, "dtype": dtype, "budget": budget, "progress": progress}
+        right = (choose_endings(item_losses(model, mine, **options), mine) == labels).sum(dim=1)
     counts = [*map(float, right), float(len(mine))]
     *right, count = all_reduce_sum(counts, world, torch.device(device))
     return {name: r / count for name, r in zip(SCORES, right, strict=True)} | {"items": int(count)}

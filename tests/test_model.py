@@ -256,7 +256,7 @@ def test_the_same_seed_trains_the_same_model_bit_for_bit():
 
 
 def test_heads_that_cannot_share_the_channels_build_no_model():
-    """The door says it in one line (test_train.py); a library user gets this."""
+    """The program reports it in one line (test_train.py); a library user gets this."""
     with pytest.raises(AssertionError, match="n_embd must be divisible by n_head"):
         GPT(GPTConfig(**{**SMALL, "n_head": 3}))
 

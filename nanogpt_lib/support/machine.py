@@ -1,4 +1,4 @@
-"""What a recorded figure must say of the machine it was measured on."""
+"""Describe the machine that a recorded measurement was made on."""
 
 import contextlib
 import platform
@@ -12,7 +12,7 @@ from nanogpt_lib.support.places import ROOT
 
 
 def output_of(*command: str) -> str | None:
-    """What a program says on its first line; None if it is not there or fails."""
+    """The first line of a program's output; None if it is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     except OSError:
@@ -21,7 +21,7 @@ def output_of(*command: str) -> str | None:
 
 
 def describe_machine(name: str) -> dict:
-    """Card, driver, versions and commit: what a recorded figure must say of itself."""
+    """Device, threads, versions, driver and commit, to be recorded with a measurement."""
     driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     commit = output_of("git", "rev-parse", "--short", "HEAD")
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "driver": driver}
@@ -29,7 +29,7 @@ def describe_machine(name: str) -> dict:
 
 
 def name_of(device: torch.device) -> str:
-    """The card's or the processor's name, as far as the system tells."""
+    """The name of the GPU or the CPU, as far as it can be found."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):

@@ -38,9 +38,9 @@ def shard_fsdp(
 
 @contextlib.contextmanager
 def without_weights() -> Iterator[None]:
-    """Modules made in this block have their buffers, but their parameters take no memory.
+    """Modules created in this block have buffers, but their parameters take no memory.
 
-    They are on the meta device: a shape without contents. See `give_memory`.
+    Parameters are on the meta device: shapes without contents. See `give_memory`.
     """
     register = nn.Module.register_parameter
 
@@ -57,9 +57,9 @@ def without_weights() -> Iterator[None]:
 
 
 def give_memory(model: nn.Module, device: torch.device) -> None:
-    """Put a model made `without_weights` on a device; its contents are still to be filled in.
+    """Allocate a model made `without_weights` on a device; its contents are still undefined.
 
-    A parameter that serves in two places still does. Sharded, each rank gets its share only.
+    Tied parameters stay tied. If the model is sharded, each rank allocates only its share.
     """
     new: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
@@ -73,7 +73,7 @@ def give_memory(model: nn.Module, device: torch.device) -> None:
 
 
 def sharded_model(build: Callable[[], nn.Module], world: World, device: torch.device) -> nn.Module:
-    """A model in shares, one on each rank, still to be filled in; no rank ever holds the whole.
+    """A sharded model with undefined contents; no rank ever holds the whole model.
 
     `build` makes a GPT, or another model whose blocks are in transformer.h.
     """
@@ -85,9 +85,10 @@ def sharded_model(build: Callable[[], nn.Module], world: World, device: torch.de
 
 
 def send_shares(whole: nn.Module | None, model: nn.Module) -> None:
-    """Fill a sharded model from the `whole` one of rank 0, one tensor after another.
+    """Fill a sharded model from rank 0's `whole` model, tensor by tensor.
 
-    Every rank calls; on the others `whole` is None. A card holds one whole tensor at a time.
+    Every rank must call this; on the others `whole` is None. A card holds one full tensor at a
+    time.
     """
     from torch.distributed.tensor import distribute_tensor
 
@@ -99,7 +100,7 @@ def send_shares(whole: nn.Module | None, model: nn.Module) -> None:
                 tensor = weights[name].detach().to(device)
             else:
                 tensor = torch.empty(share.shape, dtype=share.dtype, device=device)
-            # src_data_rank=0: rank 0 cuts and sends, what the others bring is only a shape
+            # src_data_rank=0: rank 0 splits and sends; the others only provide the shape
             sent = distribute_tensor(tensor, share.device_mesh, share.placements, src_data_rank=0)
             share.to_local().copy_(sent.to_local())
 

@@ -136,7 +136,7 @@ def try_mutation(mutation: tuple, copies: Queue) -> tuple[str, float]:
         path = copy / f"nanogpt_lib/{file}.py"
         source, begun = path.read_text(encoding="utf-8"), time.monotonic()
         if source.count(old) != 1:
-            return f"STALE: stands there {source.count(old)} times", 0.0
+            return f"STALE: found {source.count(old)} times", 0.0
         path.write_text(source.replace(old, new), encoding="utf-8")
         names = [
             f"tests/{name}.py" for name in tests.split() if (copy / f"tests/{name}.py").exists()
