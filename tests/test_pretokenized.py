@@ -131,7 +131,7 @@ def test_an_id_beyond_the_vocabulary_is_named_at_the_download(server, tmp_path):
 def test_pretokenized_goes_only_with_what_is_published(tmp_path):
     for wrong in (["--sample", "350BT"], ["--local", tmp_path]):
         done = recipe("fineweb.py", "--pretokenized", *wrong, check=False)
-        assert done.returncode == 2 and "--pretokenized is for" in done.stderr
+        assert done.returncode == 2 and "--pretokenized is available only" in done.stderr
 
 
 # --- nanoGPT's splits ---------------------------------------------------------------------------

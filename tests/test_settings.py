@@ -81,7 +81,7 @@ def test_help_explains_every_setting_with_the_value_it_has(preset):
         shown = f"({preset if name in ours else 'default'}: {value})"
         assert shown.replace(" ", "") in text.replace(" ", ""), name
         assert len(f.metadata["help"]) > 10
-    assert "Without any argument the preset is quickstart" in text
+    assert "Without any arguments the preset is quickstart" in text
 
 
 def test_an_unknown_preset_is_answered_with_the_known_ones(capsys):
