@@ -37,7 +37,7 @@ def test_a_prompt_can_come_from_a_file(tiny_run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--prompt", "the ß"], "--prompt: character 'ß' is not among the"),
+        (["--prompt", "the ß"], "--prompt: character 'ß' is not in the alphabet of"),
         (["--prompt", "FILE:nowhere.txt"], "FILE:nowhere.txt: cannot be read"),
         (["--prompt", "FILE:"], "FILE:: cannot be read"),
         (["--prompt", "the", "--temperature", "nan"], "--temperature"),
