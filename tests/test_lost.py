@@ -366,7 +366,10 @@ def test_a_run_that_went_back_past_a_damaged_checkpoint_keeps_what_it_saves(
         shutil.rmtree(tmp_path / "checkpoints/step_000004")
         assert train.main(again) == 130
     assert [folder.name for folder in checkpoints(tmp_path)] == ["step_000005"]
-    assert "step_000006: from before the run went back" in capsys.readouterr().err
+    assert (
+        "step_000006: written before the run resumed from an older checkpoint"
+        in capsys.readouterr().err
+    )
     assert train.main(again) == 0
     assert [folder.name for folder in checkpoints(tmp_path)] == ["step_000006"]
     assert weights(checkpoints(tmp_path)[-1]) == whole

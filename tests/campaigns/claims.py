@@ -63,8 +63,7 @@ def training_lines(work: Path) -> str:
         if "--resume" in words or "--auto-resume" in words:
             continue
         launch = ["-m", "torch.distributed.run", *LOCAL] if command.startswith("torchrun") else []
-        given = [word for word in words[1:] if not word.startswith("--out")]
-        small = [*given, *TINY, "--data", work / "tiny", "--out", work / f"run{number}"]
+        small = [*words[1:], *TINY, "--data", work / "tiny", "--out", work / f"run{number}"]
         small += ["--optimizer", "adamw", "--hellaswag-every", "0", "--batch-size", "4"]
         small += ["--compile", "off", "--block-size", "32"]
         said = run([*launch, ROOT / "nanogpt_lib/train.py", *small], work)
