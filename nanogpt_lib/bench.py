@@ -181,7 +181,7 @@ def sampling_ways(shape: GPTConfig, device: torch.device) -> dict[str, Callable]
 
 
 def print_sampling(ways: dict[str, Callable], device: torch.device, new: int, rounds: int) -> list:
-    """Tokens per second at batch 1 after a prompt of 8, the best of some rounds taken in turns."""
+    """Tokens per second at batch size 1 after a prompt of 8: the best of interleaved rounds."""
     idx = torch.randint(50257, (1, 8), device=device)
     best = dict.fromkeys(ways, 0.0)
     for count in (4, *[new] * rounds):  # the first one warms up
