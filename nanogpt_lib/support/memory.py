@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
+from nanogpt_lib.support.processor import cpu_multiplies_bfloat16
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means out of memory: CUDA has its own exception, others only a message."""
@@ -64,7 +66,11 @@ def training_bytes(
     head = fp32 * C + size * C + fp32 * V
     # then the backward pass begins with the logits and twice the gradient of the log-probabilities;
     # with a small vocabulary the last MLP's need is larger: 4·C gradients, twice if in 2 bytes
-    loss = max(size * config.padded_vocab_size + 2 * fp32 * V, 4 * C * fp32)
+    # (but once on a CPU that does not multiply bfloat16)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    once = size < fp32 and on_cpu and not cpu_multiplies_bfloat16()
+    gradients = 4 * C * (size if once else fp32)
+    loss = max(size * config.padded_vocab_size + 2 * fp32 * V, gradients)
     tokens = rows * config.block_size
     weights_and_gradients = 2 * fp32 * parameters
     fixed = weights_and_gradients + optimizer_bytes + copies
