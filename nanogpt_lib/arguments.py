@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nanogpt_lib.choices import REGISTRIES, SCHEDULES
-from nanogpt_lib.config import OF_A_START, OPTIONS, PATHS, PRESETS, TrainConfig, check_config, flag
+from nanogpt_lib.config import OF_A_START, OPTIONS, PATHS, TrainConfig, check_config, flag
+from nanogpt_lib.presets import PRESETS
 from nanogpt_lib.pretrained import GPT2_SIZES
 from nanogpt_lib.support.cli import OneLineParser
 from nanogpt_lib.support.errors import UserError

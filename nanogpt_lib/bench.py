@@ -30,9 +30,10 @@ from time import perf_counter
 import torch
 
 from nanogpt_lib.choices import MODELS, OPTIMIZERS, SHAPE, model_config, state_bytes
-from nanogpt_lib.config import PRESETS, TrainConfig
+from nanogpt_lib.config import TrainConfig
 from nanogpt_lib.device import choose_dtype, detect_device, flops_per_token, synchronize
 from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.presets import PRESETS
 from nanogpt_lib.sampling import generate
 from nanogpt_lib.speedups import Variant, further_changes, lecture_variants, measure_or_note
 from nanogpt_lib.support.cli import OneLineParser, run_program

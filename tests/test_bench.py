@@ -13,9 +13,10 @@ from other_checkouts import build_nanogpt, time_theirs
 from torch.nn import functional as F
 
 from nanogpt_lib import bench, speedups
-from nanogpt_lib.config import PRESETS, TrainConfig
+from nanogpt_lib.config import TrainConfig
 from nanogpt_lib.device import flops_per_token
 from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.presets import PRESETS
 from nanogpt_lib.speedups import OtherLoss, Variant, measure, measure_or_note, padded
 from nanogpt_lib.support import machine
 from nanogpt_lib.support.errors import UserError

@@ -15,9 +15,10 @@ from conftest import ROOT, TINY
 from nanogpt_lib import run as run_module
 from nanogpt_lib import train
 from nanogpt_lib.choices import OPTIMIZERS, model_config, state_bytes
-from nanogpt_lib.config import PRESETS, TrainConfig
+from nanogpt_lib.config import TrainConfig
 from nanogpt_lib.device import autocast, compile_model
 from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.presets import PRESETS
 from nanogpt_lib.support import memory as module
 from nanogpt_lib.support.memory import keep_freed_memory
 from nanogpt_lib.support.processor import cpu_multiplies_bfloat16

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt_lib.choices import OPTIMIZERS, SCHEDULES
-from nanogpt_lib.config import PRESETS, TrainConfig
+from nanogpt_lib.config import TrainConfig
 from nanogpt_lib.model import GPT, GPTConfig, count_parameters
 from nanogpt_lib.muon import Muon, orthogonalise
 from nanogpt_lib.optimizer import (
@@ -19,6 +19,7 @@ from nanogpt_lib.optimizer import (
     make_optimizer,
     set_learning_rate,
 )
+from nanogpt_lib.presets import PRESETS
 
 TINY = dict(block_size=16, vocab_size=50, n_layer=2, n_head=2, n_embd=16)
 GPT2 = dict(max_lr=6e-4, min_lr=6e-5, warmup_steps=715, max_steps=19_073)

@@ -18,8 +18,9 @@ from readme import README, blocks, commands, other, programs
 from conftest import ROOT
 from nanogpt_lib.arguments import parse_config
 from nanogpt_lib.choices import model_config
-from nanogpt_lib.config import PRESETS, TrainConfig
+from nanogpt_lib.config import TrainConfig
 from nanogpt_lib.model import GPT, count_parameters
+from nanogpt_lib.presets import PRESETS
 
 # Calls each program with one unknown flag: it must accept everything else on the line.
 PARSE = """

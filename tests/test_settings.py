@@ -15,11 +15,12 @@ from nanogpt_lib import arguments, run, train
 from nanogpt_lib.arguments import PLAIN, build_parser, parse_config
 from nanogpt_lib.checkpoint import load_checkpoint, newest_checkpoint
 from nanogpt_lib.choices import OPTIMIZERS, SHAPE
-from nanogpt_lib.config import OPTIONS, PRESETS, TrainConfig, as_dict, flag, micro_batch
+from nanogpt_lib.config import OPTIONS, TrainConfig, as_dict, flag, micro_batch
 from nanogpt_lib.huggingface import save_huggingface
 from nanogpt_lib.load import load_model
 from nanogpt_lib.loader import TokenLoader
 from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.presets import PRESETS
 from nanogpt_lib.recipes.text import write_splits
 from nanogpt_lib.shards import TokenStream
 from nanogpt_lib.support.checkpoint_files import checkpoints

@@ -54,7 +54,7 @@ def test_links_in_the_readme_lead_somewhere(link):
 
 
 def test_the_readme_lists_every_preset_and_chapter():
-    from nanogpt_lib.config import PRESETS
+    from nanogpt_lib.presets import PRESETS
 
     for preset in PRESETS:
         assert f"`{preset}`" in README, preset

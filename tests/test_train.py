@@ -18,10 +18,11 @@ import torch
 from conftest import ROOT, TINY, log_of, program
 from nanogpt_lib import train
 from nanogpt_lib.choices import model_config
-from nanogpt_lib.config import PRESETS, TrainConfig
+from nanogpt_lib.config import TrainConfig
 from nanogpt_lib.huggingface import save_huggingface
 from nanogpt_lib.load import load_model
 from nanogpt_lib.model import GPT, count_parameters
+from nanogpt_lib.presets import PRESETS
 from nanogpt_lib.recipes.text import write_splits
 from nanogpt_lib.support.checkpoint_files import checkpoints
 from nanogpt_lib.support.errors import UserError
