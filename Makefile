@@ -38,7 +38,7 @@ bench: $(READY)  ## the speed-ups on this machine, and how long the real run wou
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into .venv: some minutes, most of them for PyTorch"
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[course,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[course,dev,site]"
 	touch $(READY)
 
 clean:  ## remove the environment; `make clean ALL=1` the runs and the datasets made here, too

@@ -10,8 +10,9 @@ import pytest
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 CHROMEDRIVER = shutil.which("chromedriver")
 FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync --no-proxy-server"
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage "
+    "--no-first-run --disable-background-networking --disable-component-update --disable-sync "
+    "--no-proxy-server"
 ).split()
 
 

@@ -77,3 +77,14 @@ def tiny_run(tiny_data, tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr
     (out / "stdout.txt").write_text(done.stdout, encoding="utf-8")
     return out
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say in one line what was not tried because there is no browser."""
+    from browser import why_not
+
+    skipped = terminalreporter.stats.get("skipped", [])
+    if why_not() and (missed := [r for r in skipped if why_not() in str(r.longrepr)]):
+        terminalreporter.write_line(
+            f"{len(missed)} tests of the web book and of models in a page skipped: {why_not()}"
+        )

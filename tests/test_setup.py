@@ -14,7 +14,7 @@ from conftest import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-INSTALLED = ("course", "dev")  # by make and conda; the other extras are for who wants them
+INSTALLED = ("course", "dev", "site")  # by make and conda; the other extras are for who wants them
 
 
 def name_of(requirement: str) -> str:
