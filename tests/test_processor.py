@@ -5,7 +5,7 @@ import torch
 
 from nanogpt_lib.device import choose_dtype
 from nanogpt_lib.support import processor
-from nanogpt_lib.support.processor import cpu_has, cpu_multiplies_bfloat16
+from nanogpt_lib.support.processor import cpu_class, cpu_has, cpu_multiplies_bfloat16
 
 LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
@@ -63,3 +63,16 @@ def test_whatever_question_a_pytorch_does_not_know_the_answer_is_no(pretend, mon
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
     assert not cpu_multiplies_bfloat16()
     assert choose_dtype(torch.device("cpu")) == torch.float32
+
+
+def test_figures_are_named_by_the_class_of_processor(pretend):
+    for width, features, expected in [
+        ("AVX512", dict(avx512_bf16=True), "avx512_bf16"),
+        ("AVX512", {}, "avx512"),
+        ("AVX2", dict(avx512_bf16=True), "avx2"),
+        ("DEFAULT", {}, "other"),
+    ]:
+        pretend(width=width, **features)
+        assert cpu_class() == expected
+    pretend("aarch64")
+    assert cpu_class() == "arm"

@@ -1,14 +1,17 @@
 """Describe the machine that a recorded measurement was made on."""
 
 import contextlib
+import os
 import platform
 import re
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from nanogpt_lib.support.places import ROOT
+from nanogpt_lib.support.processor import cpu_class
 
 
 def output_of(*command: str) -> str | None:
@@ -21,11 +24,23 @@ def output_of(*command: str) -> str | None:
 
 
 def describe_machine(name: str) -> dict:
-    """Device, threads, versions, driver and commit, to be recorded with a measurement."""
+    """Device, CPU class, cores, threads, versions, driver, commit and date, for a measurement.
+
+    `cores` are those that this process may use.
+    """
+    usable = getattr(os, "sched_getaffinity", None)
+    machine = {
+        "device": name,
+        "cpu_class": cpu_class(),
+        "cores": len(usable(0)) if usable else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
     driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     commit = output_of("git", "rev-parse", "--short", "HEAD")
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "driver": driver}
-    return {"device": name, "threads": torch.get_num_threads(), **versions, "commit": commit}
+    versions["python"] = platform.python_version()
+    date = datetime.now(UTC).date().isoformat()
+    return {**machine, **versions, "commit": commit, "date": date}
 
 
 def name_of(device: torch.device) -> str:

@@ -40,3 +40,16 @@ def cpu_multiplies_bfloat16() -> bool:
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return wide and limit.upper() not in WITHOUT_BFLOAT16
+
+
+def cpu_class() -> str:
+    """The class of processor that figures are compared by: avx512_bf16, avx512, avx2, arm, other.
+
+    As this process may use it: the environment can hide what the machine has.
+    """
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return "arm"
+    if cpu_multiplies_bfloat16():
+        return "avx512_bf16"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"AVX512": "avx512", "AVX2": "avx2"}.get(capability, "other")
