@@ -59,6 +59,7 @@ from nanogpt_lib.support.processes import (
     wait_for_all,
 )
 from nanogpt_lib.support.run_log import read_log
+from nanogpt_lib.webpage import fits_page
 
 
 def draw_samples(run: Run, model: GPT) -> str:
@@ -242,6 +243,9 @@ def train(run: Run, stopper: Stopper) -> int:
     run.say(
         f"trained for {timedelta(seconds=round(progress.elapsed))}; everything is in {config.out}"
     )
+    if fits_page(run.raw):
+        page = f"python nanogpt_lib/page.py --checkpoint {config.out} --out my-gpt.html"
+        run.say(f"the model as a web page, to try or to give away: {page}")
     return 0
 
 
