@@ -52,8 +52,8 @@ def check(model: GPT, tokenizer, source: str) -> None:
         raise UserError(f"{source}: no tokenizer, so a page could show no text")
     if (n := count_parameters(model)) > LARGEST_PAGE:
         raise UserError(
-            f"{source}: {n:,} parameters; a page is for at most {LARGEST_PAGE:,}, because with more "
-            "a browser takes minutes for a sentence; use sample.py"
+            f"{source}: {n:,} parameters; a page is for at most {LARGEST_PAGE:,}, since a browser "
+            "takes minutes for a sentence with more; use sample.py"
         )
 
 
