@@ -78,10 +78,11 @@ def load_model(
 
 
 def recorded_model() -> tuple[GPT, CharTokenizer]:
-    """The small trained model that comes with the course, and its tokenizer."""
+    """The small trained model that comes with the course, in eval mode, and its tokenizer."""
     if not (RECORDED / "state.json").exists():
         raise UserError(f"{RECORDED}: missing; restore it with git checkout notebooks")
-    return load_model(RECORDED, say=lambda line: None)
+    model, tokenizer = load_model(RECORDED, say=lambda line: None)
+    return model.eval(), tokenizer
 
 
 def read_model(source: str | Path, say: Callable[[str], None]) -> Found:
