@@ -10,7 +10,7 @@ from nanogpt_lib.support.huggingface import check_sizes, read_config, read_weigh
 
 GPT2_SIZES = {
     "gpt2": dict(n_layer=12, n_head=12, n_embd=768),  # 124M parameters
-    "gpt2-medium": dict(n_layer=24, n_head=16, n_embd=1024),  # 350M
+    "gpt2-medium": dict(n_layer=24, n_head=16, n_embd=1024),  # 355M; 350M in the lecture
     "gpt2-large": dict(n_layer=36, n_head=20, n_embd=1280),  # 774M
     "gpt2-xl": dict(n_layer=48, n_head=25, n_embd=1600),  # 1558M
 }
@@ -36,6 +36,24 @@ def from_huggingface(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     return state
 
 
+def to_huggingface(config: dict, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict of model.GPT → tensors of model.safetensors; the inverse of from_huggingface.
+
+    Padding rows of wte are dropped, and a bias-free model gets zero biases: the logits are equal.
+    """
+    tensors = {}
+    for name, tensor in state.items():
+        if name != "lm_head.weight":  # tied: transformers restores it from wte
+            tensor = tensor.detach().float().cpu()
+            tensors[name] = (tensor.t() if name.endswith(TRANSPOSED) else tensor).contiguous()
+    for name in [n for n in tensors if n.endswith(".weight") and "wte" not in n and "wpe" not in n]:
+        bias = name.removesuffix("weight") + "bias"
+        tensors.setdefault(bias, torch.zeros(tensors[name].shape[-1]))
+    wte = tensors["transformer.wte.weight"]
+    tensors["transformer.wte.weight"] = wte[: config["vocab_size"]].clone()
+    return tensors
+
+
 def load_pretrained(source: str) -> tuple[dict, dict[str, torch.Tensor]]:
     """Read a GPT-2 checkpoint: gpt2, gpt2-medium, gpt2-large, gpt2-xl, a hub name or a folder.
 
@@ -55,21 +73,3 @@ def crop_block_size(config: dict, state: dict, block_size: int) -> None:
         raise UserError(f"block_size {block_size} exceeds the model's {config['block_size']}")
     config["block_size"] = block_size
     state["transformer.wpe.weight"] = state["transformer.wpe.weight"][:block_size].clone()
-
-
-def to_huggingface(config: dict, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict of model.GPT → tensors of model.safetensors; the inverse of from_huggingface.
-
-    Padding rows of wte are dropped, and a bias-free model gets zero biases: the logits are equal.
-    """
-    tensors = {}
-    for name, tensor in state.items():
-        if name != "lm_head.weight":  # tied: transformers restores it from wte
-            tensor = tensor.detach().float().cpu()
-            tensors[name] = (tensor.t() if name.endswith(TRANSPOSED) else tensor).contiguous()
-    for name in [n for n in tensors if n.endswith(".weight") and "wte" not in n and "wpe" not in n]:
-        bias = name.removesuffix("weight") + "bias"
-        tensors.setdefault(bias, torch.zeros(tensors[name].shape[-1]))
-    wte = tensors["transformer.wte.weight"]
-    tensors["transformer.wte.weight"] = wte[: config["vocab_size"]].clone()
-    return tensors

@@ -5,7 +5,8 @@
     python tools/nb.py run 02 [--smoke] execute top to bottom and save with outputs
     python tools/nb.py check            check that all are tidy and executed; exit 1 if not
 
-A notebook is named by its number (solutions: `s02`) or by its path; no name means all of them.
+A notebook is named by its number (solutions: `s02`), by its path or, in deeper/, by its file name;
+no name means all of them.
 The twin (jupytext's percent format) is git-ignored and read only by `save`.
 """
 
@@ -28,14 +29,17 @@ MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:home|root|Users|work|tmp|var/folders)
 def find(names: list[str]) -> list[Path]:
     """Resolve numbers (`02`, `s02`) and paths to notebooks, which need not exist yet."""
     if not names:
-        return sorted(NOTEBOOKS.glob("*.ipynb")) + sorted(NOTEBOOKS.glob("solutions/*.ipynb"))
+        folders = (NOTEBOOKS, NOTEBOOKS / "deeper", NOTEBOOKS / "solutions")
+        return [path for folder in folders for path in sorted(folder.glob("*.ipynb"))]
     found = []
     for name in names:
         if re.fullmatch(r"s?\d\d", name):
             folder = NOTEBOOKS / "solutions" if name[0] == "s" else NOTEBOOKS
             hits = sorted({p.with_suffix(".ipynb") for p in folder.glob(f"{name[-2:]}_*.*")})
         else:
-            hits = [Path(name).resolve().with_suffix(".ipynb")]
+            deeper = NOTEBOOKS / "deeper" / f"{name}.ipynb"
+            known = deeper.exists() or deeper.with_suffix(".py").exists()
+            hits = [deeper if known else Path(name).resolve().with_suffix(".ipynb")]
         if not hits or not (hits[0].exists() or hits[0].with_suffix(".py").exists()):
             sys.exit(f"nb: no notebook {name}")
         found += hits
