@@ -1,10 +1,13 @@
 """Is this run normal, and what has it reached?
 
     python nanogpt_lib/doctor.py runs/gpt2-124m
-    python nanogpt_lib/doctor.py build-nanogpt/log/log.txt
+    python nanogpt_lib/doctor.py runs/gpt2-124m --follow              redraw until the run ends
+    python nanogpt_lib/doctor.py runs/gpt2-124m --follow --html run.html     in a browser, too
+    python nanogpt_lib/doctor.py build-nanogpt/log/log.txt            another program's log
 
-Reads a run's log.jsonl, or the log.txt that build-nanogpt writes, and prints one line per finding.
-Runs on FineWeb are compared with published ones. Exit status: 0 without symptoms, 1 with symptoms
+Reads a run's log.jsonl; the log.txt that build-nanogpt writes; what build-nanogpt or nanoGPT print,
+saved to a file; llm.c's main.log. It draws the curves, prints one line per finding, and compares
+runs of GPT-2 124M on FineWeb with published ones. Exit status: 0 without symptoms, 1 with symptoms
 or if there is no log to read, 2 for wrong arguments.
 """
 
@@ -16,104 +19,64 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
 
 import argparse
 import json
-import math
+import shutil
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
-from nanogpt_lib.logbook import HELLASWAG_GPT2, REFERENCES, series, smooth
+import numpy as np
+
+from nanogpt_lib.diagnosis import History, Symptom, diagnose
+from nanogpt_lib.diagnosis import symptoms as symptoms  # chapter 10 takes these from here
+from nanogpt_lib.logbook import HELLASWAG_GPT2, series
+from nanogpt_lib.picture import draw_page, draw_text
+from nanogpt_lib.published import NORMAL_LOSS as NORMAL_LOSS
+from nanogpt_lib.published import normal_loss, verdict, why_not_comparable
 from nanogpt_lib.support.cli import OneLineParser, run_program
+from nanogpt_lib.support.console_logs import read_any_log
 from nanogpt_lib.support.datasets import read_meta
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.files import write_atomically
 from nanogpt_lib.support.places import find_data
-from nanogpt_lib.support.run_log import read_lecture_log, read_log
 
-# Tokens of FineWeb (not Edu) seen → validation loss of GPT-2 124M: llm.c's run, 524,288 tokens per
-# step, 700 steps of warm-up to 6e-4; modded-nanogpt, records/2024-10-13_llmc/main.log.
-NORMAL_LOSS = {
-    131_072_000: 6.1710,
-    262_144_000: 5.3743,
-    393_216_000: 4.7097,
-    524_288_000: 4.3170,
-    1_048_576_000: 3.8585,
-    2_621_440_000: 3.5535,
-    5_242_880_000: 3.3924,
-    10_255_073_280: 3.2722,
+# What the logs of these programs do not say; nanoGPT's runs may be of anything.
+ASSUMED = {
+    "build-nanogpt": {"data": "fineweb_edu", "total_batch_size": 2**19},
+    "llm.c": {"data": "fineweb", "total_batch_size": 2**19},
+    "nanoGPT": {},
 }
 
 
-def normal_loss(tokens: float) -> float | None:
-    """That run's loss after `tokens` tokens, interpolated on a log scale; None out of range."""
-    points = list(NORMAL_LOSS.items())
-    for (t0, l0), (t1, l1) in zip(points, points[1:], strict=False):
-        if t0 <= tokens <= t1:
-            part = math.log(tokens / t0) / math.log(t1 / t0)
-            return l0 + part * (l1 - l0)
-    return None
+@dataclass
+class Report:
+    """What the doctor says about a log: facts, symptoms, and the log itself for the picture."""
 
+    log: Path
+    history: History
+    facts: list[str]
+    found: list[Symptom]
 
-def symptoms(records: list[dict], vocab_size: int | None = None) -> list[str]:
-    """What is abnormal in a run's log, by rules of thumb, one line each; empty for a healthy run.
+    @property
+    def sick(self) -> bool:
+        """Whether there is a symptom from which the run has not recovered."""
+        return any(not symptom.past for symptom in self.found)
 
-    With vocab_size, two more checks for models trained from scratch: the first loss, and whether
-    the model learns more than token frequencies.
-    """
-    steps, losses = series(records, "train_loss")
-    if not losses:
-        return ["no training step yet"]
-    found, trend = [], smooth(losses)
-    if vocab_size:
-        found += symptoms_from_scratch(steps, losses, trend, math.log(vocab_size))
-    for i, loss in enumerate(losses):
-        if not math.isfinite(loss) or (i > 20 and loss > trend[i - 1] + 1):
-            found.append(f"step {steps[i]}: the loss jumps to {loss:.2f}")
-            break
-    if steps != list(range(steps[0], steps[0] + len(steps))):
-        found.append(f"steps missing or repeated: {len(steps)} records up to step {steps[-1]}")
-    at, validation = series(records, "val_loss")
-    if len(validation) > 1:
-        then = dict(zip(steps, trend, strict=True)).get(at[-1], trend[-1])  # training, at that step
-        if (gap := validation[-1] - then) > 0.3:
-            found.append(f"validation loss is {gap:.2f} above training loss: overfitting")
-    _, rates = series(records, "tokens_per_sec")
-    early, late = rates[: len(rates) // 2], rates[-(len(rates) // 10) :]
-    if len(rates) >= 20 and median(late) < 0.7 * median(early):
-        found.append(f"tokens per second fell from {median(early):,.0f} to {median(late):,.0f}")
-    return found
+    @property
+    def finished(self) -> bool:
+        """Whether the run has reached its last step."""
+        last = self.history.settings.get("max_steps")
+        return bool(self.history.steps) and last is not None and self.history.steps[-1] >= last
 
-
-def symptoms_from_scratch(
-    steps: list[int], losses: list[float], trend: list[float], guess: float
-) -> list[str]:
-    """Symptoms of a model that started from random weights; `guess` is ln(vocabulary), in nats.
-
-    A model that has learned only token frequencies stays at about 0.7 of `guess`.
-    """
-    found, half = [], len(trend) // 2
-    if steps[0] == 1 and abs(losses[0] - guess) > 0.5:
-        found.append(f"first loss {losses[0]:.2f}; a random model has ln(vocabulary) = {guess:.2f}")
-    if len(trend) >= 500 and trend[-1] > 0.6 * guess and trend[half] - trend[-1] < 0.1:
-        found.append(
-            f"the loss stays at {trend[-1]:.2f} from step {steps[half]} on: "
-            f"little more than token frequencies was learned"
-        )
-    return found
-
-
-def verdict(records: list[dict], size: str = "124M") -> list[str]:
-    """How a FineWeb-Edu run compares with GPT-2 and GPT-3 of a size, one line per comparison."""
-    said = []
-    for name, models in REFERENCES.items():
-        sign = -1 if name == "val_loss" else 1
-        steps, values = series(records, name)
-        for model, table in models.items():
-            if not values or size not in table:
-                continue
-            better = [sign * (value - table[size]) > 0 for value in values]
-            how = f"passed at step {steps[better.index(True)]}" if any(better) else "not reached"
-            if any(better) and not better[-1]:
-                how += ", lost again"
-            said.append(f"{name} {values[-1]:.4f}, {model} {size} {table[size]:.4f}: {how}")
-    return said
+    def lines(self) -> list[str]:
+        """Facts, one line per symptom, and the verdict."""
+        said = list(self.facts)
+        for symptom in self.found:
+            advice = f"; {symptom.advice}" if symptom.advice and not symptom.past else ""
+            said.append(f"{'note' if symptom.past else 'symptom'}: {symptom.text}{advice}")
+        count = sum(not symptom.past for symptom in self.found)
+        words = f"{count} symptom" + "s" * (count > 1) if count else "normal, no symptoms"
+        return [*said, f"{self.log}: {words}"]
 
 
 def find_log(source: Path) -> Path:
@@ -138,7 +101,7 @@ def read_settings(log: Path) -> dict:
 
 def vocabulary_of(settings: dict) -> int | None:
     """The vocabulary size of the run's data; None if unknown or if not trained from scratch."""
-    if settings.get("init_from") or "data" not in settings:
+    if settings.get("init_from", "scratch") != "scratch" or "data" not in settings:
         return None
     try:
         return read_meta(find_data(settings["data"]))["vocab_size"]
@@ -146,50 +109,129 @@ def vocabulary_of(settings: dict) -> int | None:
         return None
 
 
-def examine(log: Path, size: str) -> tuple[list[str], list[str]]:
-    """Findings about a log, and its symptoms; one line each."""
-    with open(log, encoding="utf-8", errors="replace") as file:
-        ours = file.read(1) in ("{", "")
-    settings = read_settings(log) if ours else {"data": "fineweb", "total_batch_size": 2**19}
-    records = read_log(log) if ours else read_lecture_log(log)
-    found = symptoms(records, vocabulary_of(settings) if ours else 50257)
+def guessed_vocabulary(records: list[dict]) -> int | None:
+    """GPT-2's vocabulary size if the first loss is what random weights have with its tokens."""
     steps, losses = series(records, "train_loss")
-    if not losses:
-        return [], found
-    said = [f"{steps[-1]:,} steps, training loss {smooth(losses)[-1]:.4f} (averaged)"]
-    if Path(str(settings.get("data", ""))).name.startswith("fineweb"):
-        at, values = series(records, "val_loss")
-        batch = settings.get("total_batch_size")
-        tokens = at[-1] * batch if at and type(batch) is int else 0
-        if size == "124M" and (normal := normal_loss(tokens)):
-            said.append(
-                f"validation loss {values[-1]:.4f} after {tokens / 1e9:.2f} billion tokens; "
-                f"llm.c's run of GPT-2 124M on FineWeb had {normal:.2f}"
-            )
-        said += verdict(records, size)
-    return said, found
+    return 50257 if steps[:1] == [1] and 10.5 < losses[0] < 11.3 else None
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the findings about a log; return 1 if it has symptoms."""
+def examine(log: Path, size: str) -> Report:
+    """Read a log, with what is known of its run, and judge it."""
+    program, records = read_any_log(log)
+    settings = read_settings(log) if not program else ASSUMED[program]
+    vocab_size = vocabulary_of(settings) if not program else None
+    if vocab_size is None and settings.get("init_from", "scratch") == "scratch":
+        vocab_size = guessed_vocabulary(records)
+    history = History(records, vocab_size, settings)
+    found = diagnose(records, vocab_size, settings)
+    return Report(log, history, facts(history, size) if history.steps else [], found)
+
+
+def facts(history: History, size: str) -> list[str]:
+    """How far a run has come, and how that compares with published ones."""
+    settings, records = history.settings, history.records
+    said = [f"{history.steps[-1]:,} steps, training loss {history.trend[-1]:.4f} (averaged)"]
+    batch = settings.get("total_batch_size")
+    batch = batch if type(batch) is int else 0
+    if not Path(str(settings.get("data", ""))).name.startswith("fineweb"):
+        return said
+    at, values = series(records, "val_loss")
+    tokens = at[-1] * batch if at else 0
+    if size == "124M" and (normal := normal_loss(tokens)):
+        said.append(
+            f"validation loss {values[-1]:.4f} after {tokens / 1e9:.2f} billion tokens; "
+            f"llm.c's run of GPT-2 124M on FineWeb had {normal:.2f}"
+        )
+    if reason := why_not_comparable(settings, history.vocab_size):
+        said.append(f"not judged by llm.c's curve: {reason}")
+    return said + verdict(records, size)
+
+
+# ---- one look, or many
+
+
+def screen(report: Report, plain: bool) -> str:
+    """Charts and findings, as high and wide as the terminal."""
+    size = shutil.get_terminal_size((100, 40))
+    charts = draw_text(report.history, report.found, size.columns, size.lines, plain)
+    return "\n".join([*charts, *report.lines()])
+
+
+def write_page(path: Path, report: Report, seconds: int) -> None:
+    """The same as a web page; it reloads itself while the run goes on."""
+    text = draw_page(str(report.log), report.history, report.found, report.lines(), seconds)
+    write_atomically(path, text.encode("utf-8"))
+
+
+def silence(report: Report, now: float) -> str:
+    """A sentence if the log has not grown for much longer than a step takes; else empty."""
+    taken = report.history.column("seconds")[1]
+    if len(taken) < 3 or report.finished:
+        return ""
+    waited = now - report.log.stat().st_mtime
+    if waited < max(300, 20 * float(np.median(np.diff(taken)))):
+        return ""
+    return f"no new line for {waited / 60:.0f} min: an evaluation, or it hangs or has ended"
+
+
+def follow(log: Path, args: argparse.Namespace, plain: bool) -> Report:
+    """Redraw whenever the log has grown, until the run has made its last step."""
+    seen = None
+    while True:
+        state, now = log.stat(), time.time()
+        if seen != (state.st_size, state.st_mtime_ns) or sys.stdout.isatty():
+            seen = state.st_size, state.st_mtime_ns
+            report = examine(log, args.size)
+            if args.html:
+                write_page(args.html, report, 0 if report.finished else args.every)
+            if sys.stdout.isatty():
+                print("\x1b[H\x1b[2J" + screen(report, plain), flush=True)
+                print(silence(report, now) or "Ctrl-C ends this view, not the run", flush=True)
+            else:
+                print(report.lines()[-1], flush=True)
+        if report.finished:
+            return report
+        time.sleep(args.every)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = OneLineParser(prog="doctor.py", description="Is this run normal?")
-    parser.add_argument("run", type=Path, help="a run's folder, its log.jsonl, or a log.txt")
+    parser.add_argument("run", type=Path, help="a run's folder, its log.jsonl, or another log")
     parser.add_argument(
         "--size",
         default="124M",
         choices=list(HELLASWAG_GPT2),
         help="size of GPT-2 to compare a FineWeb run with (%(default)s)",
     )
-    args: argparse.Namespace = parser.parse_args(argv)
+    parser.add_argument("--follow", action="store_true", help="redraw until the run ends")
+    parser.add_argument(
+        "--every", type=int, default=10, help="seconds between two looks (%(default)s)"
+    )
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write a web page that needs nothing else"
+    )
+    parser.add_argument("--no-picture", action="store_true", help="only the findings")
+    args = parser.parse_args(argv)
+    if args.every < 1:
+        parser.error("--every must be at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the findings about a log; return 1 if it has symptoms."""
+    args = parse_arguments(argv)
     log = find_log(args.run)
-    said, found = examine(log, args.size)
-    for line in said:
-        print(line)
-    for line in found:
-        print(f"symptom: {line}")
-    count = f"{len(found)} symptom" + "s" * (len(found) > 1) if found else "normal, no symptoms"
-    print(f"{log}: {count}")
-    return int(bool(found))
+    plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+    if args.follow:
+        report = follow(log, args, plain)
+        return int(report.sick)
+    report = examine(log, args.size)
+    if args.html:
+        write_page(args.html, report, 0)
+    picture = sys.stdout.isatty() and not args.no_picture
+    print(screen(report, plain) if picture else "\n".join(report.lines()))
+    return int(report.sick)
 
 
 if __name__ == "__main__":
