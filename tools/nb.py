@@ -3,7 +3,8 @@
     python tools/nb.py text 02          write notebooks/02_module.py, a text twin to edit
     python tools/nb.py save 02          put the edited twin back into the notebook
     python tools/nb.py run 02 [--smoke] execute top to bottom and save with outputs
-    python tools/nb.py check            check that all are tidy and executed; exit 1 if not
+    python tools/nb.py check            check that all are tidy and executed; exit 1 if not;
+                                        print what each chapter consists of (anatomy.py)
 
 A notebook is named by its number (solutions: `s02`), by its path or, in deeper/, by its file name;
 no name means all of them.
@@ -195,6 +196,24 @@ def faults(path: Path) -> list[str]:
     return bad
 
 
+def print_anatomy(paths: list[Path]) -> None:
+    """Print the table of chapters and, below it, the terms that each uses too early."""
+    import anatomy
+    import nbformat
+
+    glossary, rows = anatomy.read_glossary(NOTEBOOKS / "glossary.md"), {}
+    early = {}
+    for path in paths:
+        nb = nbformat.read(path, as_version=4)
+        chapter = int(path.name[:2]) if path.name[:2].isdigit() else 99
+        early[path.stem] = anatomy.forward_uses(nb, chapter, glossary)
+        rows[path.stem] = {**anatomy.measure(nb), "forward": len(early[path.stem])}
+    print(anatomy.table(rows))
+    for name, uses in early.items():
+        if uses:
+            print(f"{name}, used before explained: {', '.join(uses)}")
+
+
 def main() -> int:
     """Parse and execute the command line; return the exit status."""
     parser = argparse.ArgumentParser(
@@ -216,6 +235,8 @@ def main() -> int:
             for line in faults(path):
                 print(f"{shown(path)}: {line}")
                 status = 1
+    if args.command == "check":
+        print_anatomy([path for path in find(args.notebook) if path.parent.name != "solutions"])
     return status
 
 
