@@ -32,6 +32,7 @@ import torch
 from nanogpt_lib.choices import MODELS, OPTIMIZERS, SHAPE, model_config, state_bytes
 from nanogpt_lib.config import TrainConfig
 from nanogpt_lib.device import choose_dtype, detect_device, flops_per_token, synchronize
+from nanogpt_lib.forecast import training_seconds
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.presets import PRESETS
 from nanogpt_lib.sampling import generate
@@ -156,7 +157,8 @@ def print_estimates(flops_per_second: float, device_name: str) -> None:
     for name in PRESETS:
         config, model = preset_model(name)
         tokens = config.max_steps * config.total_batch_size
-        left = timedelta(seconds=round(flops_per_token(model) * tokens / flops_per_second))
+        seconds = training_seconds(config, flops_per_second / flops_per_token(model))
+        left = timedelta(seconds=round(seconds))
         print(f"  {name:<22}{tokens / 1e6:>12,.1f}M tokens   {left}")
 
 

@@ -23,6 +23,7 @@ class Need(NamedTuple):
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MUON = Need("--optimizer muon", lambda config: config.optimizer == "muon")
+PREFLIGHT = Need("--preflight", lambda config: config.preflight)
 HELLASWAG = Need("--hellaswag-every greater than 0", lambda config: config.hellaswag_every > 0)
 
 
@@ -55,6 +56,14 @@ class TrainConfig:
         False,
         "print the validation loss (and, with --hellaswag-every 1, HellaSwag) of --init-from or of "
         "the run in --out (--resume), then exit; nothing is trained or written",
+    )
+    preflight: bool = option(
+        False,
+        "check machine, data, disk, memory, links, compilation and checkpoints for the run that "
+        "the other settings describe, forecast its hours, and exit; the run directory is untouched",
+    )
+    price: float = option(
+        0.0, "price of a GPU-hour, in any currency, for the forecast", need=PREFLIGHT
     )
     # how it computes
     device: str = option("auto", "auto, cpu, cuda or mps", ("auto", "cpu", "cuda", "mps"))
@@ -140,7 +149,8 @@ class TrainConfig:
 
 OPTIONS = {f.name: f for f in fields(TrainConfig) if f.metadata}
 PATHS = ("data", "hellaswag_data", "init_from")  # inputs; found from any working directory
-OF_A_START = ("resume", "auto_resume", "eval_only")  # concern one start only; not saved
+# concern one start only; not saved
+OF_A_START = ("resume", "auto_resume", "eval_only", "preflight", "price")
 
 
 def flag(name: str) -> str:
@@ -186,6 +196,8 @@ def check_contradictions(config: TrainConfig) -> None:
         need = OPTIONS[name].metadata["need"]
         if need and not need.met(config):
             raise UserError(f"{flag(name)} has an effect only with {need.words}")
+    if config.eval_only and config.preflight:
+        raise UserError("--preflight is for a training run, --eval-only trains nothing; drop one")
     if config.eval_only and not config.resume and config.init_from == "scratch":
         raise UserError("--eval-only: name the model with --init-from or --resume --out RUN")
 

@@ -56,6 +56,7 @@ class Run:
     items: list[Item]
     raw: GPT  # the plain or sharded module, for evaluation, samples and checkpoints
 
+    compiled: str = ""  # what became of the compilation
     rows: int = 0  # per process and micro-step
     micro_steps: int = 0  # per update
     model: nn.Module | None = None  # the same weights, compiled and wrapped, for training
@@ -138,10 +139,10 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
     peak = world.size * training_bytes(run.raw, run.rows, run.dtype)  # usually all on one machine
     if device.type == "cpu" and 2 * peak < (memory_bytes(device) or math.inf):
         keep_freed_memory()
-    compiled = make_trainable(run)
+    make_trainable(run)
     if folder:
         restore(run, state, folder)
-    announce(run, compiled)
+    announce(run)
     return run
 
 
@@ -174,15 +175,14 @@ def choose_prompt(run: Run) -> list[int]:
     return prompt_tokens(run.tokenizer, config.sample_prompt, **options)
 
 
-def make_trainable(run: Run) -> str:
-    """Compile and wrap the model, make the optimizer; return what became of the compilation."""
+def make_trainable(run: Run) -> None:
+    """Compile and wrap the model, make the optimizer."""
     config, world, device = run.config, run.world, run.device
     run.optimizer = OPTIMIZERS[config.optimizer](run.raw, config, run.dtype)
     run.scaler = torch.amp.GradScaler(device.type, enabled=run.dtype == torch.float16)
     x = torch.zeros(run.rows, config.block_size, dtype=torch.long, device=device)
-    model, compiled = compile_model(run.raw, config.compile, device, x, x, run.dtype)
+    model, run.compiled = compile_model(run.raw, config.compile, device, x, x, run.dtype)
     run.model = wrap_ddp(model, world, device) if config.parallel == "ddp" else model
-    return compiled
 
 
 def describe_data(meta: dict) -> str:
@@ -190,14 +190,14 @@ def describe_data(meta: dict) -> str:
     return f"{meta.get('name', 'unnamed')} ({meta.get('source', 'source unknown')})"
 
 
-def announce(run: Run, compiled: str) -> None:
+def announce(run: Run) -> None:
     """Print what is trained, on which data, where and how."""
     config, world = run.config, run.world
     run.say(
         f"{count_parameters(run.raw):,} parameters, {len(run.loader.tokens):,} training tokens of "
         f"{describe_data(run.meta)}"
     )
-    run.say(f"{run.device}, {str(run.dtype).removeprefix('torch.')}, {compiled}")
+    run.say(f"{run.device}, {str(run.dtype).removeprefix('torch.')}, {run.compiled}")
     processes = f"{world.size} processes ({config.parallel})" if world.size > 1 else "1 process"
     if world.size == 1 and config.parallel == "fsdp":
         run.say("1 process, nothing to shard: --parallel fsdp has no effect")

@@ -7,6 +7,7 @@
     torchrun --max-restarts=9 nanogpt_lib/train.py quickstart --auto-resume       also after a crash
     torchrun nanogpt_lib/train.py --eval-only --init-from gpt2 --data data/shakespeare_gpt2
     torchrun --standalone --nproc_per_node=8 nanogpt_lib/train.py gpt2-124m
+    torchrun --standalone --nproc_per_node=8 nanogpt_lib/train.py gpt2-124m --preflight --price 2
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 \
         nanogpt_lib/train.py gpt2-124m --batch-size 32                the same line on both nodes
 
@@ -43,6 +44,7 @@ from nanogpt_lib.hellaswag import describe_items
 from nanogpt_lib.logbook import plot_run
 from nanogpt_lib.model import GPT
 from nanogpt_lib.optimizer import set_learning_rate
+from nanogpt_lib.preflight import Loop, preflight
 from nanogpt_lib.run import Run, describe_data, memory_advice, open_log, open_run, prepare, save
 from nanogpt_lib.sampling import generate
 from nanogpt_lib.scoring import score_items
@@ -276,6 +278,10 @@ def main(argv: list[str] | None = None) -> int:
     device = own_device(detect_device(config.device), world)
     if config.init_from == "scratch" and not config.eval_only:  # a model may bring its block_size
         micro_batch(config, world.size)
+    if config.preflight:
+        with process_group(world, device):
+            loop = Loop(update, evaluate_and_sample, speed)
+            return preflight(config, world, device, loop, notes)
     meta = open_meta(config)
     claimed = world.is_main and not config.eval_only
     lock = claim(config.out, config.resume) if claimed else contextlib.nullcontext()

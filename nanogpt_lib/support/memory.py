@@ -186,3 +186,18 @@ def rows_to_try(
     if not expected:
         limit = max(1, rows_that_fit(model, dtype, memory, step_rows, optimizer_bytes))
     return next((n for n in smaller if n <= limit), 0)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most memory this process has used so far, in bytes: on CUDA the card's; None if unknown.
+
+    On CUDA it is what PyTorch has reserved, which is a little more than the tensors.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if platform.system() == "Darwin" else 1024)

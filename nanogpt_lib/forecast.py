@@ -1,0 +1,110 @@
+"""What a run will need: hours, memory and disk. For bench.py and preflight.py."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn as nn
+
+from nanogpt_lib.config import TrainConfig, divisors
+from nanogpt_lib.support.memory import training_bytes
+
+LOG_LINE = 250  # bytes of log.jsonl per step, rounded up
+
+
+# --- time ---------------------------------------------------------------------------------------
+
+
+def training_seconds(config: TrainConfig, tokens_per_second: float, step: int = 0) -> float:
+    """Seconds that the updates after `step` take at this rate, without evaluating and saving."""
+    return (config.max_steps - step) * config.total_batch_size / tokens_per_second
+
+
+def times_due(every: int, first: int, last: int) -> int:
+    """How often something is done that is due at multiples of `every` from first to last (0: never)
+    and at `last` in any case; see Run.due."""
+    multiples = last // every - (first - 1) // every if every else 0
+    return multiples + (not every or last % every > 0)
+
+
+@dataclass
+class Forecast:
+    """A run's hours: the updates, and what is done besides them."""
+
+    steps: int
+    step_seconds: float
+    extras: dict[str, float] = field(default_factory=dict)  # name → seconds in the whole run
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return self.steps * self.step_seconds + sum(self.extras.values())
+
+    def describe(self) -> str:
+        """Updates, extras and their sum in hours."""
+        extras = ", ".join(f"{name} {in_hours(s)}" for name, s in self.extras.items())
+        extras = f", {extras}" if extras else ""
+        updates = f"{self.steps:,} steps of {in_time(self.step_seconds)} {in_hours(self.step_time)}"
+        return f"{updates}{extras}: {in_hours(self.seconds)}"
+
+    @property
+    def step_time(self) -> float:
+        """Seconds spent in updates."""
+        return self.steps * self.step_seconds
+
+
+def in_hours(seconds: float) -> str:
+    """Seconds as hours with three digits, or as minutes or seconds if that is shorter."""
+    if seconds >= 3600:
+        return f"{seconds / 3600:,.3g} h" if seconds < 3.6e6 else f"{seconds / 3600:,.0f} h"
+    return f"{seconds / 60:.3g} min" if seconds >= 60 else f"{seconds:.2g} s"
+
+
+def in_time(seconds: float) -> str:
+    """The length of a step: 141 ms, 2.35 s."""
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+# --- disk ---------------------------------------------------------------------------------------
+
+
+def checkpoint_bytes(model: nn.Module, optimizer_bytes: int) -> int:
+    """The size of a checkpoint: float32 weights and the optimizer's state."""
+    return 4 * sum(p.numel() for p in model.parameters()) + optimizer_bytes
+
+
+def checkpoints_at_once(config: TrainConfig, step: int = 0) -> int:
+    """The most checkpoints that are on the disk together.
+
+    The newest --keep-checkpoints, the best one, and the next while it is written.
+    """
+    written = times_due(config.save_every, step + 1, config.max_steps)
+    return min(written, config.keep_checkpoints + 2) if config.keep_checkpoints else written
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def step_bytes(
+    model: nn.Module, rows: int, dtype: torch.dtype, optimizer_bytes: int, shards: int = 1
+) -> int:
+    """Peak memory of a training step on one process, as `training_bytes`, also with FSDP.
+
+    Sharded, a process holds 1/shards of weights, gradients and optimizer state; besides, what is
+    gathered at a time: embedding and two blocks, with their gradients.
+    """
+    whole = training_bytes(model, rows, dtype, optimizer_bytes)
+    if shards == 1:
+        return whole
+    parameters = sum(p.numel() for p in model.parameters())
+    blocks = [sum(p.numel() for p in block.parameters()) for block in model.transformer.h]
+    gathered = parameters - sum(blocks) + 2 * max(blocks)
+    fixed = 8 * parameters + optimizer_bytes
+    return whole - fixed + fixed // shards + 8 * gathered
+
+
+def rows_within(memory: float, share: int, rows: int, need: Callable[[int], float]) -> int:
+    """The most rows, fewer than `rows`, that divide a process's share of a step and fit into nine
+    tenths of `memory`; 0 if none do."""
+    fitting = (n for n in divisors(share) if n < rows and need(n) <= 0.9 * memory)
+    return max(fitting, default=0)

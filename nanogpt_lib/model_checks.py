@@ -1,0 +1,290 @@
+"""The checks of a run's model: it compiles and fits, all ranks are as fast, and compute the same.
+
+For preflight.py. A job with collectives inside is marked `together`; see support.checks.
+"""
+
+import gc
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+
+from nanogpt_lib.config import TrainConfig, micro_batch
+from nanogpt_lib.device import autocast, choose_dtype, median_seconds
+from nanogpt_lib.forecast import rows_within, step_bytes
+from nanogpt_lib.machine_checks import local_size
+from nanogpt_lib.run import Run, prepare
+from nanogpt_lib.support.checks import Checks, Note, quiet
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.guard import Stopper
+from nanogpt_lib.support.memory import is_out_of_memory, memory_bytes
+from nanogpt_lib.support.processes import World
+
+STEPS = 5  # updates in which W processes are compared with one
+SECONDS = 20  # for these, and for timing whole updates: with slow steps fewer micro-steps are done
+# largest difference of a loss; a gradient norm may differ ten times as much, relative to itself
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-3, torch.float16: 5e-3}
+SLOW, TOO_SLOW = 1.15, 1.5  # a rank's micro-step, relative to the median
+
+
+class Loop(NamedTuple):
+    """The parts of train.py's loop: what is checked is what will run."""
+
+    update: Callable[[Run, Stopper], tuple[dict, bool]]
+    evaluate_and_sample: Callable[[Run], None]
+    speed: Callable[[Run, float], dict]
+
+
+@dataclass
+class Flight:
+    """What the checks share."""
+
+    config: TrainConfig  # as given, but for data that has been verified
+    world: World
+    device: torch.device
+    loop: Loop
+    checks: Checks
+    meta: dict = field(default_factory=dict)  # of the dataset
+    model: nn.Module | None = None  # on the meta device: shapes only
+    optimizer_bytes: int = 0
+    folder: Path = Path()  # temporary, on the file system of --out
+    run: Run | None = None
+    first_step: int | None = None  # 0, or where the run resumes
+    seconds: dict[str, float] = field(default_factory=dict)  # measured, by name
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix products."""
+        return choose_dtype(self.device, self.config.dtype)
+
+    @property
+    def memory(self) -> float:
+        """Bytes for this process; processes on a CPU share its memory."""
+        shared = local_size(self.world) if self.device.type == "cpu" else 1
+        return (memory_bytes(self.device) or math.inf) / shared
+
+    def need(self, rows: int, shards: int | None = None) -> int:
+        """Bytes of a step with so many rows, by the formula."""
+        if shards is None:
+            shards = self.world.size if self.config.parallel == "fsdp" else 1
+        return step_bytes(self.model, rows, self.dtype, self.optimizer_bytes, shards)
+
+
+# --- building, and letting go -------------------------------------------------------------------
+
+
+def build(flight: Flight, config: TrainConfig, world: World) -> Run:
+    """A run ready to train by these settings; whatever it writes goes into the temporary folder."""
+    start = perf_counter()
+    with quiet():
+        run = prepare(replace(config), world, flight.device, flight.meta)
+    run.config = replace(run.config, out=str(flight.folder))
+    flight.first_step = run.step if flight.first_step is None else flight.first_step
+    flight.seconds["start"] = perf_counter() - start
+    return run
+
+
+def let_go(flight: Flight) -> None:
+    """Free the run and its memory."""
+    if flight.run:
+        flight.run.close()
+    flight.run = None
+    gc.collect()
+    if flight.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+# --- one process: compilation, memory, speed of each rank ---------------------------------------
+
+
+def twin(flight: Flight) -> TrainConfig:
+    """The run's settings so that one process can repeat what all do: the same rows, no dropout.
+
+    If the model is sharded because it does not fit, it has fewer layers.
+    """
+    rows, _ = micro_batch(flight.config, flight.world.size)
+    config = replace(flight.config, batch_size=rows)
+    if flight.world.size == 1:
+        return config
+    room = 0.9 * flight.memory / flight.need(rows, shards=1)
+    if config.parallel == "ddp" or room >= 1:
+        return replace(config, dropout=0.0)
+    layers = max(1, math.floor(config.n_layer * room / 2))
+    return replace(config, dropout=0.0, n_layer=layers, resume=False, init_from="scratch")
+
+
+def one_process(flight: Flight) -> bool:
+    """Build the model on every rank as if it were alone; check compilation and each rank's speed.
+
+    There are no collectives, so a rank that runs out of memory leaves nobody waiting.
+    """
+    found = flight.checks("compile", partial(try_alone, flight), compile_line)
+    if not found:
+        return False
+    seconds = [ours["micro"] for ours in found]
+    flight.seconds["micro"] = max(seconds)
+    return bool(flight.checks("ranks", lambda: seconds, lambda _: ranks_line(seconds)))
+
+
+def try_alone(flight: Flight) -> dict:
+    """Build, and time a micro-step; if it does not fit, raises UserError that names what does."""
+    config = twin(flight)
+    if found := built_alone(flight, config):
+        return found
+    limit, rows = math.inf, config.batch_size
+    share = micro_batch(flight.config, flight.world.size)
+    share = share[0] * share[1]
+    while rows := rows_within(flight.memory, share, min(rows, limit), flight.need):
+        if built_alone(flight, replace(config, batch_size=rows)):
+            let_go(flight)
+            raise UserError(
+                f"out of memory with {config.batch_size} rows; --batch-size {rows} fits"
+            )
+    raise UserError(f"out of memory with {config.batch_size} rows, and with fewer; a smaller model")
+
+
+def built_alone(flight: Flight, config: TrainConfig) -> dict | None:
+    """`try_alone` with these rows; None if the memory is too small."""
+    try:
+        flight.run = build(flight, replace(config, parallel="ddp"), World())
+        seconds = micro_seconds(flight.run)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        seconds = None
+    if seconds is None:  # outside the handler, which keeps the frames and their tensors
+        let_go(flight)
+        return None
+    return {"compiled": flight.run.compiled, "micro": seconds, **flight.seconds}
+
+
+def micro_seconds(run: Run) -> float:
+    """Seconds of forward and backward on random tokens: the fastest, to be rid of noise."""
+    shape = (run.rows, run.config.block_size)
+    x = torch.randint(run.raw.config.vocab_size, shape, device=run.device)
+
+    def micro() -> None:
+        with autocast(run.device, run.dtype):
+            _, loss = run.model(x, x)
+        run.scaler.scale(loss).backward()
+
+    seconds = [median_seconds(micro, run.device, repeats=1, warmup=1)]
+    while len(seconds) < 10 and sum(seconds) < 1:
+        seconds.append(median_seconds(micro, run.device, repeats=1, warmup=0))
+    run.optimizer.zero_grad(set_to_none=True)
+    return min(seconds)
+
+
+def compile_line(found: list[dict]) -> str:
+    """What became of the compilation; raises UserError if it was wanted and failed."""
+    failed = next((f["compiled"] for f in found if f["compiled"].startswith("not compiled (")), "")
+    if failed:
+        raise UserError(f"{failed}: the run would be slower; mend it, or accept by --compile off")
+    return f"{found[0]['compiled']}; building took {max(f['start'] for f in found):.1f} s"
+
+
+def ranks_line(seconds: list[float]) -> str:
+    """Each rank's micro-step beside the median; raises UserError for a rank that slows all."""
+    usual, slowest = statistics.median_low(seconds), max(seconds)
+    text = f"a micro-step takes {slowest * 1e3:.4g} ms"
+    if len(seconds) == 1:
+        return text
+    rank, ratio = seconds.index(slowest), slowest / usual
+    text += f" on rank {rank}, the slowest: {ratio:.2f} times the median"
+    if ratio > TOO_SLOW:
+        raise UserError(f"{text}; all wait for it: nvidia-smi -q -d PERFORMANCE, or another card")
+    return Note(text) if ratio > SLOW else text
+
+
+# --- W processes against one --------------------------------------------------------------------
+
+
+def take(flight: Flight, run: Run, count: int, micro_steps: int) -> list[tuple[float, float]]:
+    """Make `count` updates of so many micro-steps; their losses and gradient norms."""
+    config, whole = run.config, run.micro_steps
+    tokens = micro_steps * run.rows * config.block_size * run.world.size
+    run.micro_steps, run.config = micro_steps, replace(config, total_batch_size=tokens)
+    taken, stopper = [], Stopper()
+    for _ in range(count):
+        metrics, _ = flight.loop.update(run, stopper)
+        run.progress.step += 1
+        taken.append((metrics["train_loss"], metrics["grad_norm"]))
+    run.micro_steps, run.config = whole, config
+    return taken
+
+
+def against_one(flight: Flight) -> bool:
+    """Five updates of each process alone, and of all together: losses and norms must be equal."""
+    size = flight.world.size
+    name = f"{size} against 1" if size > 1 else "updates"
+    line = partial(difference_line, flight.dtype)
+    found = flight.checks(name, partial(take_both, flight), line, together=True)
+    if not found:
+        return False
+    first = found[0]["together"][0][0]
+    line = partial(first_loss_line, flight.config, flight.run)
+    return bool(flight.checks("first loss", lambda: first, lambda losses: line(losses[0])))
+
+
+def take_both(flight: Flight) -> dict:
+    """Losses and norms of five updates alone and together; of fewer tokens if steps are slow."""
+    size = flight.world.size
+    _, micro_steps = micro_batch(flight.config, size)
+    in_time = int(SECONDS / (STEPS * size * flight.seconds["micro"]))
+    micro_steps = min(micro_steps, max(1, in_time))
+    taken = take(flight, flight.run, STEPS, micro_steps * size)
+    if size == 1:
+        return {"alone": taken, "together": taken}
+    let_go(flight)
+    flight.run = build(flight, twin(flight), flight.world)
+    return {"alone": taken, "together": take(flight, flight.run, STEPS, micro_steps)}
+
+
+def difference_line(dtype: torch.dtype, found: list[dict]) -> str:
+    """How far losses and norms differ; raises UserError that names the ranks too far off."""
+    if len(found) == 1:
+        first, *_, last = (loss for loss, _ in found[0]["alone"])
+        return f"{STEPS} of them, loss {first:.4f} → {last:.4f}"
+    allowed, losses, norms = TOLERANCE[dtype], [], []
+    for ours in found:
+        pairs = [*zip(ours["alone"], ours["together"], strict=True)]
+        losses.append(max(abs(a[0] - b[0]) for a, b in pairs))
+        norms.append(max(abs(b[1] / a[1] - 1) for a, b in pairs))
+    off = [
+        str(rank)
+        for rank, (loss, norm) in enumerate(zip(losses, norms, strict=True))
+        if not (loss <= allowed and norm <= 10 * allowed)
+    ]
+    text = (
+        f"{STEPS} updates: losses differ by {max(losses):.1e} (allowed {allowed:.0e}), gradient "
+        f"norms by {max(norms):.1e} (allowed {10 * allowed:.0e})"
+    )
+    if off:
+        raise UserError(f"{text} on rank {', '.join(off)}: a card or link computes or sends badly")
+    return text
+
+
+def first_loss_line(config: TrainConfig, run: Run, loss: float) -> str:
+    """The first loss beside that of guessing; raises UserError if it is not what it should be.
+
+    A fresh model's logits are not all equal: they have variance n_embd · 0.02², which adds half of
+    that to ln V (0.15 for 124M). One that has learned must be better than guessing.
+    """
+    guess = math.log(run.raw.config.vocab_size)
+    if config.resume or config.init_from != "scratch":
+        text = f"{loss:.4f}; guessing would be {guess:.4f}"
+        if loss >= guess:
+            raise UserError(f"{text}: the weights have not learned this text; another tokenizer?")
+        return text
+    spread = run.raw.config.n_embd * 0.02**2 / 2
+    text = f"{loss:.4f}; ln {run.raw.config.vocab_size} + {spread:.2f} = {guess + spread:.4f}"
+    if not abs(loss - guess - spread) < 0.1:
+        raise UserError(f"{text}: more than 0.1 apart; are model and tokens as they should be?")
+    return text
