@@ -18,7 +18,7 @@ from time import perf_counter
 import torch
 import torch.distributed as dist
 
-from nanogpt_lib.config import TrainConfig, as_dict, flag, micro_batch
+from nanogpt_lib.config import PATHS, TrainConfig, as_dict, flag, micro_batch
 from nanogpt_lib.device import median_seconds
 from nanogpt_lib.shards import TokenStream
 from nanogpt_lib.support.checks import Note
@@ -80,8 +80,10 @@ def local_size(world: World) -> int:
 
 def processes_line(known: list[dict]) -> str:
     """The line about the processes; raises UserError if they run on different things."""
-    for name in ("device", "driver", "torch", "Python"):
-        same_on_all([ours[name] for ours in known], name)
+    names = ("device", "driver", "torch", "Python")
+    problems = [differing([ours[name] for ours in known], name) for name in names]
+    if any(problems):
+        raise UserError("; ".join(filter(None, problems)))
     first, hosts = known[0], len({ours["host"] for ours in known})
     many = f"{len(known)} processes" if len(known) > 1 else "1 process"
     where = f"{hosts} machines" if hosts > 1 else "1 machine"
@@ -92,13 +94,14 @@ def processes_line(known: list[dict]) -> str:
     return Note("; ".join([text, *notes])) if notes else text
 
 
-def same_on_all(values: list, what: str, advice: str = "") -> None:
-    """Raise UserError that names the ranks whose value differs from most ranks'."""
+def differing(values: list, what: str, advice: str = "") -> str:
+    """Which ranks' value differs from most ranks' (with two, from rank 0's); "" if none does."""
     usual = Counter(values).most_common(1)[0][0]
-    odd = [str(rank) for rank, value in enumerate(values) if value != usual]
-    if odd:
-        shown = f" ({values[int(odd[0])]}, not {usual})" if not advice else ""
-        raise UserError(f"rank {', '.join(odd)} has another {what}{shown}{advice}")
+    odd = [rank for rank, value in enumerate(values) if value != usual]
+    if not odd:
+        return ""
+    advice = advice or f" ({values[odd[0]]}, not {usual})"
+    return f"rank {', '.join(map(str, odd))} has another {what}{advice}"
 
 
 def fingerprints(config: TrainConfig) -> dict[str, str]:
@@ -107,7 +110,8 @@ def fingerprints(config: TrainConfig) -> dict[str, str]:
     code = b"".join(
         path.relative_to(ROOT).as_posix().encode() + path.read_bytes() for path in files
     )
-    return {"code": digest(code), "settings": digest(as_dict(config))}
+    settings = {name: value for name, value in as_dict(config).items() if name not in PATHS}
+    return {"code": digest(code), "settings": digest(settings)}
 
 
 def sameness_line(prints: list[dict], data: list[str]) -> str:
@@ -117,8 +121,9 @@ def sameness_line(prints: list[dict], data: list[str]) -> str:
     advice = {"nanogpt_lib": ": copy the same commit to every machine"}
     advice |= {"set of flags": ": start the same line everywhere"}
     advice |= {"dataset": " in --data: copy the same shards to every machine"}
-    for what, ours in values.items():
-        same_on_all(ours, what, advice[what])
+    problems = [differing(ours, what, advice[what]) for what, ours in values.items()]
+    if any(problems):
+        raise UserError("; ".join(filter(None, problems)))
     return f"code {prints[0]['code'][:7]}, flags and data are the same for every rank"
 
 

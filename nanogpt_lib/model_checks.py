@@ -4,6 +4,7 @@ For preflight.py. A job with collectives inside is marked `together`; see suppor
 """
 
 import gc
+import hashlib
 import math
 import statistics
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 
+from nanogpt_lib.checkpoint import optimizer_tensors, weights_of
 from nanogpt_lib.config import TrainConfig, micro_batch
 from nanogpt_lib.device import autocast, choose_dtype, median_seconds
 from nanogpt_lib.forecast import rows_within, step_bytes
@@ -30,7 +33,7 @@ from nanogpt_lib.support.processes import World
 STEPS = 5  # updates in which W processes are compared with one
 SECONDS = 20  # for these, and for timing whole updates: with slow steps fewer micro-steps are done
 # largest difference of a loss; a gradient norm may differ ten times as much, relative to itself
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-3, torch.float16: 5e-3}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-3, torch.float16: 2e-3}
 SLOW, TOO_SLOW = 1.15, 1.5  # a rank's micro-step, relative to the median
 
 
@@ -101,6 +104,23 @@ def let_go(flight: Flight) -> None:
         torch.cuda.empty_cache()
 
 
+# --- state --------------------------------------------------------------------------------------
+
+
+def fingerprint(tensor: Tensor) -> str:
+    """A digest of a tensor, or of this rank's rows of a sharded one."""
+    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    data = local.detach().cpu().contiguous().numpy().data.cast("B") if local.numel() else b""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def state_of(run: Run) -> dict[str, object]:
+    """Digests of this rank's weights and optimizer state, and the run's progress."""
+    tensors = {**weights_of(run.raw), **optimizer_tensors(run.raw, run.optimizer)}
+    found = {name: fingerprint(tensor) for name, tensor in tensors.items()}
+    return {**found, "step": run.step, "position in the data": run.loader.state_dict()}
+
+
 # --- one process: compilation, memory, speed of each rank ---------------------------------------
 
 
@@ -135,38 +155,39 @@ def one_process(flight: Flight) -> bool:
 
 def try_alone(flight: Flight) -> dict:
     """Build, and time a micro-step; if it does not fit, raises UserError that names what does."""
-    config = twin(flight)
+    config, (rows, micro_steps) = twin(flight), micro_batch(flight.config, flight.world.size)
     if found := built_alone(flight, config):
         return found
-    limit, rows = math.inf, config.batch_size
-    share = micro_batch(flight.config, flight.world.size)
-    share = share[0] * share[1]
-    while rows := rows_within(flight.memory, share, min(rows, limit), flight.need):
+    text, share = f"out of memory with {rows} rows", rows * micro_steps
+    while rows := rows_within(flight.memory, share, rows, flight.need):
         if built_alone(flight, replace(config, batch_size=rows)):
-            let_go(flight)
-            raise UserError(
-                f"out of memory with {config.batch_size} rows; --batch-size {rows} fits"
-            )
-    raise UserError(f"out of memory with {config.batch_size} rows, and with fewer; a smaller model")
+            raise UserError(f"{text}; --batch-size {rows} fits (the tokens per step stay the same)")
+    raise UserError(f"{text}, and with any number: a smaller model, or --parallel fsdp")
 
 
 def built_alone(flight: Flight, config: TrainConfig) -> dict | None:
     """`try_alone` with these rows; None if the memory is too small."""
     try:
         flight.run = build(flight, replace(config, parallel="ddp"), World())
-        seconds = micro_seconds(flight.run)
+        seconds = micro_seconds(flight.run, flight.optimizer_bytes)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         seconds = None
+    if flight.run and flight.run.step >= config.max_steps:
+        raise UserError(f"{flight.config.out} has its {config.max_steps} steps: nothing is left")
     if seconds is None:  # outside the handler, which keeps the frames and their tensors
         let_go(flight)
         return None
     return {"compiled": flight.run.compiled, "micro": seconds, **flight.seconds}
 
 
-def micro_seconds(run: Run) -> float:
-    """Seconds of forward and backward on random tokens: the fastest, to be rid of noise."""
+def micro_seconds(run: Run, optimizer_bytes: int) -> float:
+    """Seconds of forward and backward on random tokens: the fastest, to be rid of noise.
+
+    As much memory is taken as the optimizer will need, so that what fits here fits later, too.
+    """
+    later = torch.empty(optimizer_bytes, dtype=torch.uint8, device=run.device)
     shape = (run.rows, run.config.block_size)
     x = torch.randint(run.raw.config.vocab_size, shape, device=run.device)
 
@@ -179,6 +200,7 @@ def micro_seconds(run: Run) -> float:
     while len(seconds) < 10 and sum(seconds) < 1:
         seconds.append(median_seconds(micro, run.device, repeats=1, warmup=0))
     run.optimizer.zero_grad(set_to_none=True)
+    del later
     return min(seconds)
 
 
@@ -241,10 +263,12 @@ def take_both(flight: Flight) -> dict:
     micro_steps = min(micro_steps, max(1, in_time))
     taken = take(flight, flight.run, STEPS, micro_steps * size)
     if size == 1:
-        return {"alone": taken, "together": taken}
+        return {"alone": taken, "together": taken, "state": {}}
     let_go(flight)
     flight.run = build(flight, twin(flight), flight.world)
-    return {"alone": taken, "together": take(flight, flight.run, STEPS, micro_steps)}
+    together = take(flight, flight.run, STEPS, micro_steps)
+    sharded = flight.config.parallel == "fsdp"  # then each has its own share
+    return {"alone": taken, "together": together, "state": {} if sharded else state_of(flight.run)}
 
 
 def difference_line(dtype: torch.dtype, found: list[dict]) -> str:
@@ -268,6 +292,9 @@ def difference_line(dtype: torch.dtype, found: list[dict]) -> str:
     )
     if off:
         raise UserError(f"{text} on rank {', '.join(off)}: a card or link computes or sends badly")
+    states = [ours["state"] for ours in found]
+    if wrong := next((name for name in states[0] if len({s[name] for s in states}) > 1), ""):
+        raise UserError(f"{text}; but the ranks' {wrong} are no longer the same")
     return text
 
 

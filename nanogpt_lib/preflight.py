@@ -89,8 +89,13 @@ def before_a_model(flight: Flight, notes: list[str], stack: contextlib.ExitStack
         return False
     check("memory", partial(memory_line, flight))
     sizes = checkpoint_bytes(flight.model, flight.optimizer_bytes), checkpoints_at_once(config)
-    if check("disk", partial(disk_line, config, *sizes, LOG_LINE * config.max_steps)):
-        flight.folder = stack.enter_context(temporary_folder(flight))
+
+    def disk() -> tuple[str, Path]:
+        text = disk_line(config, *sizes, LOG_LINE * config.max_steps)
+        return text, stack.enter_context(temporary_folder(config)) if world.is_main else Path()
+
+    places = check("disk", disk, lambda places: places[0][0])
+    flight.folder = places[0][1] if places else Path()
     size = 4 * sum(p.numel() for p in flight.model.parameters())
     size = int(min(size, flight.memory / 4))
 
@@ -145,25 +150,21 @@ def memory_line(flight: Flight) -> str:
 
 
 @contextlib.contextmanager
-def temporary_folder(flight: Flight) -> Iterator[Path]:
-    """A folder beside the run directory, removed at the end, also if this process is killed.
+def temporary_folder(config: TrainConfig) -> Iterator[Path]:
+    """A folder on the file system of the run directory, removed at the end, also after a kill.
 
     A child removes it when the pipe that it reads closes, in whatever way this process ends.
     """
-    beside = existing(Path(flight.config.out).absolute().parent)
-    main = flight.world.is_main
-    name = tempfile.mkdtemp(prefix=".preflight-", dir=beside) if main else ""
-    folder = Path(flight.checks.exchange("folder", lambda: name, together=True)[0])
-    if not main:
-        yield folder
-        return
+    out = Path(config.out).resolve()
+    beside = out if out.is_mount() else existing(out.parent)
+    folder = Path(tempfile.mkdtemp(prefix=".preflight-", dir=beside))
     code = "import shutil, sys; sys.stdin.read(); shutil.rmtree(sys.argv[1], ignore_errors=True)"
-    guard = subprocess.Popen(
+    child = subprocess.Popen(
         [sys.executable, "-c", code, folder], stdin=subprocess.PIPE, start_new_session=True
     )
     try:
         (folder / "log.jsonl").touch()  # as in a run directory
         yield folder
     finally:
-        guard.stdin.close()
-        guard.wait()
+        child.stdin.close()
+        child.wait()

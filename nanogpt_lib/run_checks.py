@@ -3,20 +3,26 @@
 For preflight.py; the run is the one that model_checks.py has built.
 """
 
-import hashlib
 import math
 import shutil
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
 
-from torch import Tensor
-
-from nanogpt_lib.checkpoint import optimizer_tensors, weights_of
 from nanogpt_lib.config import micro_batch
 from nanogpt_lib.forecast import Forecast, in_hours, in_time, times_due
-from nanogpt_lib.model_checks import SECONDS, STEPS, TOLERANCE, Flight, build, let_go, take, twin
-from nanogpt_lib.run import Run, save
+from nanogpt_lib.model_checks import (
+    SECONDS,
+    STEPS,
+    TOLERANCE,
+    Flight,
+    build,
+    let_go,
+    state_of,
+    take,
+    twin,
+)
+from nanogpt_lib.run import save
 from nanogpt_lib.support.checks import Note, quiet
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.files import in_units
@@ -68,20 +74,6 @@ def whole_updates(flight: Flight) -> str:
 # --- checkpoints --------------------------------------------------------------------------------
 
 
-def fingerprint(tensor: Tensor) -> str:
-    """A digest of a tensor, or of this rank's rows of a sharded one."""
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    data = local.detach().cpu().contiguous().numpy().data.cast("B") if local.numel() else b""
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
-
-
-def state_of(run: Run) -> dict[str, object]:
-    """Digests of this rank's weights and optimizer state, and the run's progress."""
-    tensors = {**weights_of(run.raw), **optimizer_tensors(run.raw, run.optimizer)}
-    found = {name: fingerprint(tensor) for name, tensor in tensors.items()}
-    return {**found, "step": run.step, "position in the data": run.loader.state_dict()}
-
-
 def save_and_restore(flight: Flight) -> str:
     """Save, update; rebuild, restore, update: state and loss must be the same.
 
@@ -91,6 +83,7 @@ def save_and_restore(flight: Flight) -> str:
     start = perf_counter()
     save(run)
     flight.seconds["save"] = perf_counter() - start
+    size = sum(path.stat().st_size for path in flight.folder.glob("checkpoints/*/*"))
     saved, config = state_of(run), run.config
     [(loss, _)] = take(flight, run, 1, 1)
     del run
@@ -102,8 +95,8 @@ def save_and_restore(flight: Flight) -> str:
     [(again, _)] = take(flight, flight.run, 1, 1)
     if not abs(again - loss) <= TOLERANCE[flight.dtype]:
         raise UserError(f"the loss after restoring is {again:.5f}, without it {loss:.5f}")
-    size = sum(path.stat().st_size for path in flight.folder.glob("checkpoints/*/*"))
-    shutil.rmtree(flight.folder / "checkpoints", ignore_errors=True)
+    if flight.world.is_main:  # all have restored it: they have made an update together
+        shutil.rmtree(flight.folder / "checkpoints", ignore_errors=True)
     rate = in_units(size / flight.seconds["save"])
     return (
         f"{in_units(size)} saved in {flight.seconds['save']:.2g} s ({rate}/s), rebuilt and "
