@@ -1,4 +1,4 @@
-"""What a run will need: hours, memory and disk. For bench.py and preflight.py."""
+"""What a run will need: hours, memory and disk. For bench.py and the preflight."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

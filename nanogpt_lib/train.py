@@ -44,7 +44,8 @@ from nanogpt_lib.hellaswag import describe_items
 from nanogpt_lib.logbook import plot_run
 from nanogpt_lib.model import GPT
 from nanogpt_lib.optimizer import set_learning_rate
-from nanogpt_lib.preflight import Loop, preflight
+from nanogpt_lib.preflight.flight import Loop
+from nanogpt_lib.preflight.sequence import preflight
 from nanogpt_lib.run import Run, describe_data, memory_advice, open_log, open_run, prepare, save
 from nanogpt_lib.sampling import generate
 from nanogpt_lib.scoring import score_items

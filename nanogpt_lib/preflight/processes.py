@@ -1,33 +1,23 @@
 """The checks of a run's model: it compiles and fits, all ranks are as fast, and compute the same.
 
-For preflight.py. A job with collectives inside is marked `together`; see support.checks.
+A job with collectives inside is marked `together`; see support.checks.
 """
 
-import gc
-import hashlib
 import math
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from time import perf_counter
-from typing import NamedTuple
 
 import torch
-import torch.nn as nn
-from torch import Tensor
 
-from nanogpt_lib.checkpoint import optimizer_tensors, weights_of
 from nanogpt_lib.config import TrainConfig, micro_batch
-from nanogpt_lib.device import autocast, choose_dtype, median_seconds
-from nanogpt_lib.forecast import rows_within, step_bytes
-from nanogpt_lib.machine_checks import local_size
-from nanogpt_lib.run import Run, prepare
-from nanogpt_lib.support.checks import Checks, Note, quiet
+from nanogpt_lib.device import autocast, median_seconds
+from nanogpt_lib.forecast import rows_within
+from nanogpt_lib.preflight.flight import Flight, build, let_go, state_of, take
+from nanogpt_lib.run import Run
+from nanogpt_lib.support.checks import Note
 from nanogpt_lib.support.errors import UserError
-from nanogpt_lib.support.guard import Stopper
-from nanogpt_lib.support.memory import is_out_of_memory, memory_bytes
+from nanogpt_lib.support.memory import is_out_of_memory
 from nanogpt_lib.support.processes import World
 
 STEPS = 5  # updates in which W processes are compared with one
@@ -35,90 +25,6 @@ SECONDS = 20  # for these, and for timing whole updates: with slow steps fewer m
 # largest difference of a loss; a gradient norm may differ ten times as much, relative to itself
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-3, torch.float16: 2e-3}
 SLOW, TOO_SLOW = 1.15, 1.5  # a rank's micro-step, relative to the median
-
-
-class Loop(NamedTuple):
-    """The parts of train.py's loop: what is checked is what will run."""
-
-    update: Callable[[Run, Stopper], tuple[dict, bool]]
-    evaluate_and_sample: Callable[[Run], None]
-    speed: Callable[[Run, float], dict]
-
-
-@dataclass
-class Flight:
-    """What the checks share."""
-
-    config: TrainConfig  # as given, but for data that has been verified
-    world: World
-    device: torch.device
-    loop: Loop
-    checks: Checks
-    meta: dict = field(default_factory=dict)  # of the dataset
-    model: nn.Module | None = None  # on the meta device: shapes only
-    optimizer_bytes: int = 0
-    folder: Path = Path()  # temporary, on the file system of --out
-    run: Run | None = None
-    first_step: int | None = None  # 0, or where the run resumes
-    seconds: dict[str, float] = field(default_factory=dict)  # measured, by name
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the matrix products."""
-        return choose_dtype(self.device, self.config.dtype)
-
-    @property
-    def memory(self) -> float:
-        """Bytes for this process; processes on a CPU share its memory."""
-        shared = local_size(self.world) if self.device.type == "cpu" else 1
-        return (memory_bytes(self.device) or math.inf) / shared
-
-    def need(self, rows: int, shards: int | None = None) -> int:
-        """Bytes of a step with so many rows, by the formula."""
-        if shards is None:
-            shards = self.world.size if self.config.parallel == "fsdp" else 1
-        return step_bytes(self.model, rows, self.dtype, self.optimizer_bytes, shards)
-
-
-# --- building, and letting go -------------------------------------------------------------------
-
-
-def build(flight: Flight, config: TrainConfig, world: World) -> Run:
-    """A run ready to train by these settings; whatever it writes goes into the temporary folder."""
-    start = perf_counter()
-    with quiet():
-        run = prepare(replace(config), world, flight.device, flight.meta)
-    run.config = replace(run.config, out=str(flight.folder))
-    flight.first_step = run.step if flight.first_step is None else flight.first_step
-    flight.seconds["start"] = perf_counter() - start
-    return run
-
-
-def let_go(flight: Flight) -> None:
-    """Free the run and its memory."""
-    if flight.run:
-        flight.run.close()
-    flight.run = None
-    gc.collect()
-    if flight.device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-# --- state --------------------------------------------------------------------------------------
-
-
-def fingerprint(tensor: Tensor) -> str:
-    """A digest of a tensor, or of this rank's rows of a sharded one."""
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    data = local.detach().cpu().contiguous().numpy().data.cast("B") if local.numel() else b""
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
-
-
-def state_of(run: Run) -> dict[str, object]:
-    """Digests of this rank's weights and optimizer state, and the run's progress."""
-    tensors = {**weights_of(run.raw), **optimizer_tensors(run.raw, run.optimizer)}
-    found = {name: fingerprint(tensor) for name, tensor in tensors.items()}
-    return {**found, "step": run.step, "position in the data": run.loader.state_dict()}
 
 
 # --- one process: compilation, memory, speed of each rank ---------------------------------------
@@ -149,7 +55,8 @@ def one_process(flight: Flight) -> bool:
     if not found:
         return False
     seconds = [ours["micro"] for ours in found]
-    flight.seconds["micro"] = max(seconds)
+    layers = flight.config.n_layer / flight.run.config.n_layer  # 1, if the model was not too large
+    flight.seconds["micro"] = layers * max(seconds)
     return bool(flight.checks("ranks", lambda: seconds, lambda _: ranks_line(seconds)))
 
 
@@ -228,25 +135,12 @@ def ranks_line(seconds: list[float]) -> str:
 # --- W processes against one --------------------------------------------------------------------
 
 
-def take(flight: Flight, run: Run, count: int, micro_steps: int) -> list[tuple[float, float]]:
-    """Make `count` updates of so many micro-steps; their losses and gradient norms."""
-    config, whole = run.config, run.micro_steps
-    tokens = micro_steps * run.rows * config.block_size * run.world.size
-    run.micro_steps, run.config = micro_steps, replace(config, total_batch_size=tokens)
-    taken, stopper = [], Stopper()
-    for _ in range(count):
-        metrics, _ = flight.loop.update(run, stopper)
-        run.progress.step += 1
-        taken.append((metrics["train_loss"], metrics["grad_norm"]))
-    run.micro_steps, run.config = whole, config
-    return taken
-
-
 def against_one(flight: Flight) -> bool:
     """Five updates of each process alone, and of all together: losses and norms must be equal."""
     size = flight.world.size
     name = f"{size} against 1" if size > 1 else "updates"
-    line = partial(difference_line, flight.dtype)
+    layers = flight.run.config.n_layer
+    line = partial(difference_line, flight.dtype, layers if layers < flight.config.n_layer else 0)
     found = flight.checks(name, partial(take_both, flight), line, together=True)
     if not found:
         return False
@@ -271,8 +165,11 @@ def take_both(flight: Flight) -> dict:
     return {"alone": taken, "together": together, "state": {} if sharded else state_of(flight.run)}
 
 
-def difference_line(dtype: torch.dtype, found: list[dict]) -> str:
-    """How far losses and norms differ; raises UserError that names the ranks too far off."""
+def difference_line(dtype: torch.dtype, layers: int, found: list[dict]) -> str:
+    """How far losses and norms differ; raises UserError that names the ranks too far off.
+
+    `layers`: how many the model had, if fewer than the run's.
+    """
     if len(found) == 1:
         first, *_, last = (loss for loss, _ in found[0]["alone"])
         return f"{STEPS} of them, loss {first:.4f} → {last:.4f}"
@@ -287,7 +184,8 @@ def difference_line(dtype: torch.dtype, found: list[dict]) -> str:
         if not (loss <= allowed and norm <= 10 * allowed)
     ]
     text = (
-        f"{STEPS} updates: losses differ by {max(losses):.1e} (allowed {allowed:.0e}), gradient "
+        f"{STEPS} updates{f' of {layers} layers' if layers else ''}: "
+        f"losses differ by {max(losses):.1e} (allowed {allowed:.0e}), gradient "
         f"norms by {max(norms):.1e} (allowed {10 * allowed:.0e})"
     )
     if off:

@@ -28,7 +28,8 @@ from nanogpt_lib.forecast import (
     rows_within,
 )
 from nanogpt_lib.hellaswag import read_items
-from nanogpt_lib.machine_checks import (
+from nanogpt_lib.preflight.flight import Flight, Loop, let_go
+from nanogpt_lib.preflight.machine import (
     data_line,
     data_needed,
     describe_process,
@@ -42,8 +43,8 @@ from nanogpt_lib.machine_checks import (
     time_all_reduce,
     verify_data,
 )
-from nanogpt_lib.model_checks import Flight, Loop, against_one, let_go, one_process
-from nanogpt_lib.run_checks import whole_run
+from nanogpt_lib.preflight.processes import against_one, one_process
+from nanogpt_lib.preflight.whole_run import whole_run
 from nanogpt_lib.start import first_model
 from nanogpt_lib.support.checks import Checks, Note, quiet
 from nanogpt_lib.support.errors import UserError

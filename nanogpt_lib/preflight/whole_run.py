@@ -1,6 +1,6 @@
 """The checks of the run as it will be: speed and peak memory, checkpoints, evaluation, its hours.
 
-For preflight.py; the run is the one that model_checks.py has built.
+The run is the one that processes.py has built.
 """
 
 import math
@@ -11,17 +11,8 @@ from time import perf_counter
 
 from nanogpt_lib.config import micro_batch
 from nanogpt_lib.forecast import Forecast, in_hours, in_time, times_due
-from nanogpt_lib.model_checks import (
-    SECONDS,
-    STEPS,
-    TOLERANCE,
-    Flight,
-    build,
-    let_go,
-    state_of,
-    take,
-    twin,
-)
+from nanogpt_lib.preflight.flight import Flight, build, let_go, state_of, take
+from nanogpt_lib.preflight.processes import SECONDS, STEPS, TOLERANCE, twin
 from nanogpt_lib.run import save
 from nanogpt_lib.support.checks import Note, quiet
 from nanogpt_lib.support.errors import UserError
