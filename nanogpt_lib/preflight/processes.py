@@ -104,7 +104,7 @@ def micro_seconds(run: Run, optimizer_bytes: int) -> float:
         run.scaler.scale(loss).backward()
 
     seconds = [median_seconds(micro, run.device, repeats=1, warmup=1)]
-    while len(seconds) < 10 and sum(seconds) < 1:
+    while sum(seconds) < 0.5:
         seconds.append(median_seconds(micro, run.device, repeats=1, warmup=0))
     run.optimizer.zero_grad(set_to_none=True)
     del later
