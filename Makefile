@@ -1,4 +1,4 @@
-# make train · test · lab · export · bench · rehearsal · claims · torture · clean
+# make train · test · lab · export · bench · gpu · rehearsal · claims · torture · clean
 # Needs Python 3.11 to 3.13 and nothing else; `make train PYTHON=python3.12` chooses one.
 
 PYTHON ?= python3
@@ -35,6 +35,9 @@ export: $(READY)  ## write the library from the notebooks
 bench: $(READY)  ## the speed-ups on this machine, and how long the real run would take
 	$(BIN)/python nanogpt_lib/bench.py $(ARGS)
 
+gpu: $(READY)  ## all figures of a GPU in 8 minutes; ARGS="--out gpu.json" and what gpu.py takes
+	$(BIN)/python tests/benchmarks/gpu.py $(ARGS)
+
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into .venv: some minutes, most of them for PyTorch"
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -44,4 +47,4 @@ $(READY): pyproject.toml constraints.txt
 clean:  ## remove the environment; `make clean ALL=1` the runs and the datasets made here, too
 	rm -rf .venv $(if $(ALL),runs data/*/)
 
-.PHONY: train test rehearsal claims torture lab export bench clean
+.PHONY: train test rehearsal claims torture lab export bench gpu clean

@@ -33,6 +33,7 @@ from nanogpt_lib.choices import MODELS, OPTIMIZERS, SHAPE, model_config, state_b
 from nanogpt_lib.config import TrainConfig
 from nanogpt_lib.device import choose_dtype, detect_device, flops_per_token, synchronize
 from nanogpt_lib.forecast import training_seconds
+from nanogpt_lib.graphs import fast_sampling, graph_stream
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.presets import PRESETS
 from nanogpt_lib.sampling import generate
@@ -179,7 +180,15 @@ def sampling_ways(shape: GPTConfig, device: torch.device) -> dict[str, Callable]
             with fast_inference(model, device, dtype, rows=1):
                 generate(model, idx, n, top_k=50)
 
-        ways[f"ours, {str(dtype).removeprefix('torch.')}"] = fast
+        name = f"ours, {str(dtype).removeprefix('torch.')}"
+        ways[name] = fast
+        if device.type == "cuda":
+
+            def replayed(idx, n, dtype=dtype):
+                with fast_sampling(model, device, dtype, rows=1):
+                    *_, last = graph_stream(model, idx, n, top_k=50)
+
+            ways[f"{name}, CUDA graphs"] = replayed
     return ways
 
 

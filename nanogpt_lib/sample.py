@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from nanogpt_lib.device import choose_dtype, detect_device
+from nanogpt_lib.graphs import fast_sampling, graph_stream
 from nanogpt_lib.load import load_model, say_on_stderr
 from nanogpt_lib.prompts import prompt_tokens, read_prompt
 from nanogpt_lib.sampling import stream
 from nanogpt_lib.support.cli import OneLineParser, run_program
 from nanogpt_lib.support.errors import UserError
-from nanogpt_lib.support.packed import fast_inference
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
 
 
@@ -101,7 +101,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     prompt = prompt_tokens(tokenizer, text, model.config.block_size, say_on_stderr)
     model.to(device).eval()
-    columns = stream(
+    generate = graph_stream if device.type == "cuda" else stream
+    columns = generate(
         model,
         torch.tensor([prompt] * args.num_samples, device=device),
         args.max_new_tokens,
@@ -112,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         generator=torch.Generator(device).manual_seed(args.seed),
     )
     nothing = not text and tokenizer.eot is not None  # do not print <|endoftext|> itself
-    with fast_inference(model, device, dtype, rows=args.num_samples):
+    with fast_sampling(model, device, dtype, rows=args.num_samples):
         show(columns, args.num_samples, tokenizer, "" if nothing else tokenizer.decode(prompt))
 
 

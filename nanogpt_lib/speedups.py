@@ -4,6 +4,7 @@ Each of the lecture's speed-ups keeps all earlier ones. Further ones are tried o
 been kept so far, and are kept only if they process more tokens per second.
 """
 
+import gc
 import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -50,6 +51,9 @@ class Variant:
     fused: bool = False  # AdamW in one kernel
     loss: str = "logits"  # "linear": F.linear_cross_entropy; "chunks": by hand
     factor: int = 1  # multiplies the number of rows
+    micro_steps: int = 1  # forward and backward passes per update
+    narrow: bool = False  # residual stream in dtype, not in float32
+    tuned: bool = False  # Inductor also times other launch settings of its kernels
     keep_memory: bool = False  # on a CPU; cannot be undone, so it must come last
     data: str = ""  # "loader": read from disk for every step; "ahead": in a thread
 
@@ -85,15 +89,18 @@ def lecture_variants(device: torch.device, compile: bool) -> list[Variant | str]
 
 def further_changes(device: torch.device, compile: bool) -> dict[str, dict]:
     """What to try beyond the lecture: name → change to the best variant so far."""
-    kernels = ("flash", "cudnn", "efficient") if device.type == "cuda" else ("flash", "math")
+    kernels = ("cudnn", "flash", "efficient") if device.type == "cuda" else ("flash", "math")
     changes = {f"SDPA: {kernel}": dict(kernel=kernel) for kernel in kernels}
     if hasattr(F, "linear_cross_entropy"):
         changes["linear_cross_entropy"] = dict(loss="linear")
     changes["loss in chunks"] = dict(loss="chunks")
+    if device.type == "cuda":
+        changes["16-bit residual stream"] = dict(narrow=True)
     if compile:
         for mode in ("reduce-overhead", "max-autotune"):  # the first one is CUDA graphs
             changes[f"compile: {mode}"] = dict(compile=mode)
     changes |= {f"rows × {factor}": dict(factor=factor) for factor in (2, 4)}
+    changes["8 micro-steps"] = dict(micro_steps=8)
     return changes
 
 
@@ -136,6 +143,13 @@ def attention_kernel(name: str):
     return sdpa_kernel(backends[name]) if name else nullcontext()
 
 
+def tuned_kernels():
+    """A context in which Inductor times neighbouring launch settings of each kernel: slow."""
+    from torch._inductor import config  # here: it takes seconds to import
+
+    return config.patch(coordinate_descent_tuning=True)
+
+
 def batches(variant: Variant, config: GPTConfig, rows: int, device: torch.device, folder: Path):
     """A function that returns a micro-batch (x, y): always the same, or a loader's next."""
     T = config.block_size
@@ -171,6 +185,25 @@ def row_of(name: str, seconds: float, tokens: int, loss: float, raw: nn.Module, 
     }
 
 
+def prepare(variant: Variant, device: torch.device) -> None:
+    """Set the seed and PyTorch's global settings, and forget what earlier variants left behind.
+
+    torch.compile keeps at most 8 versions of a function, of whatever model, and then runs it
+    uncompiled with no more than a warning.
+    """
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high" if variant.tf32 else "highest")
+    if variant.keep_memory and not keep_freed_memory():
+        raise RuntimeError("not supported by this C library")
+    if variant.compile != "off":
+        torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.init()  # which the next two expect
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def measure(
     variant: Variant, shape: GPTConfig, rows: int, steps: int, device: torch.device
 ) -> dict:
@@ -179,12 +212,7 @@ def measure(
     `loss` is that of the first step: every variant starts with equal weights and, unless its
     rows or data differ, an equal batch.
     """
-    torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high" if variant.tf32 else "highest")
-    if variant.keep_memory and not keep_freed_memory():
-        raise RuntimeError("not supported by this C library")
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    prepare(variant, device)
     raw = GPT(replace(shape, attention=variant.attention, vocab_multiple=1))
     raw = padded(raw, variant.vocab_multiple).to(device)
     optimizer = torch.optim.AdamW(decay_groups(raw, 0.1), lr=1e-4, foreach=False)
@@ -193,10 +221,13 @@ def measure(
     model: nn.Module = (
         raw if variant.loss == "logits" else OtherLoss(raw, variant.loss, variant.dtype)
     )
+    if variant.narrow:
+        raw.transformer.drop.register_forward_hook(lambda *call: call[-1].to(variant.dtype))
     losses, note = [], ""
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         attention_kernel(variant.kernel),
+        tuned_kernels() if variant.tuned else nullcontext(),
     ):
         next_batch = batches(variant, raw.config, rows * variant.factor, device, Path(folder))
         x, y = next_batch()
@@ -205,10 +236,11 @@ def measure(
             model, note = compile_model(model, "on", device, x, y, variant.dtype, mode)
 
         def step() -> None:
-            x, y = next_batch()
-            with autocast(device, variant.dtype):
-                _, loss = model(x, y)
-            loss.backward()
+            for _ in range(variant.micro_steps):
+                x, y = next_batch()
+                with autocast(device, variant.dtype):
+                    _, loss = model(x, y)
+                (loss / variant.micro_steps).backward()
             torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -216,7 +248,8 @@ def measure(
                 losses.append(loss.item())
 
         seconds = median_seconds(step, device, repeats=steps, warmup=2)
-    row = row_of(variant.name, seconds, x.numel(), losses[0], raw, device)
+    tokens = x.numel() * variant.micro_steps
+    row = row_of(variant.name, seconds, tokens, losses[0], raw, device)
     return {**row, "note": note if note.startswith("not") else ""}
 
 

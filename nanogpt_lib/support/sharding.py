@@ -26,9 +26,13 @@ def shard_fsdp(
         return
     if device.type != "cpu" and dist.get_backend() != "nccl":
         raise UserError(f"--parallel fsdp on {device.type} needs NCCL; take --parallel ddp")
+    shard_blocks(model, blocks, dist.init_device_mesh(device.type, (world.size,)))
+
+
+def shard_blocks(model: nn.Module, blocks: Iterable[nn.Module], mesh) -> None:
+    """Shard each of `blocks`, then the rest of the model, over the processes of a device mesh."""
     from torch.distributed.fsdp import fully_shard  # here: it takes most of a second to import
 
-    mesh = dist.init_device_mesh(device.type, (world.size,))
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)  # the rest: wte, which is lm_head, wpe and ln_f
