@@ -26,6 +26,7 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
 
 import contextlib
 import math
+import os
 import signal
 import sys
 import time
@@ -280,6 +281,7 @@ def main(argv: list[str] | None = None) -> int:
     if config.init_from == "scratch" and not config.eval_only:  # a model may bring its block_size
         micro_batch(config, world.size)
     if config.preflight:
+        os.environ.setdefault("NANOGPT_WAIT_MINUTES", "10")  # a rank that hangs is soon known
         with process_group(world, device):
             loop = Loop(update, evaluate_and_sample, speed)
             return preflight(config, world, device, loop, notes)

@@ -1,6 +1,7 @@
 """What train.py --preflight promises, on healthy machines and on deliberately sick ones."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -9,19 +10,37 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conftest import ROOT, TINY, program, write_tiny_data
 from nanogpt_lib import run, train
+from nanogpt_lib.choices import MODELS, OPTIMIZERS, model_config, state_bytes
+from nanogpt_lib.config import TrainConfig
+from nanogpt_lib.forecast import (
+    Forecast,
+    checkpoint_bytes,
+    checkpoints_at_once,
+    rows_within,
+    step_bytes,
+    times_due,
+    training_seconds,
+)
 from nanogpt_lib.preflight import flight, machine, processes
 from nanogpt_lib.recipes.text import write_splits
+from nanogpt_lib.run import Run
+from nanogpt_lib.support.checks import Checks, Note, same_ranks
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.memory import training_bytes
+from nanogpt_lib.support.processes import World
 from nanogpt_lib.tokenizer import GPT2Tokenizer
 
-CHECKS = "processes settings data same model memory disk links compile ranks".split()
+CHECKS = "processes settings data same tokens model memory disk links compile ranks".split()
 AFTER = ["first loss", "step", "checkpoint", "evaluation", "time"]
 LINE = re.compile(r"(ok|look|STOP) +(.{12}) (.*)")
 
@@ -75,7 +94,7 @@ def test_a_run_to_resume_is_left_as_it_was(data, capsys):
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in out.rglob("*")} == before
     status, lines, said = fly(capsys, data)
     assert status == 1 and "add --resume to continue it" in stopped(lines)["settings"]
-    assert "do not start" in said and "compile" not in lines
+    assert "do not start" in said and lines["time"][0] == "ok"
     status, lines, _ = fly(capsys, data, "--resume", "--max-steps", "3")
     assert status == 1 and "has its 3 steps" in stopped(lines)["compile"]
 
@@ -155,10 +174,11 @@ def test_missing_data_say_what_they_would_take(tmp_path, capsys):
 def test_text_that_is_repeated_too_often(data, capsys):
     tokens = json.loads((data / "meta.json").read_text())["splits"]["train"][0]["tokens"]
     status, lines, _ = fly(capsys, data, "--max-steps", str(6 * tokens // 256))
-    assert (status, lines["data"][0]) == (0, "look")
-    assert f"or --max-steps {4 * tokens // 256} (4 epochs)" in lines["data"][1]
+    assert (status, lines["tokens"][0]) == (0, "look")
+    assert f"or --max-steps {4 * tokens // 256}" in lines["tokens"][1]
     status, lines, _ = fly(capsys, data, "--max-steps", str(30 * tokens // 256))
-    assert status == 1 and "learned by heart" in stopped(lines)["data"]
+    assert status == 1 and "learned by heart" in stopped(lines)["tokens"]
+    assert fly(capsys, data, "--max-steps", str(30 * tokens // 256), "--dropout", "0.1")[0] == 0
 
 
 def test_too_little_memory_by_formula_names_the_rows_that_fit(data, capsys, monkeypatch):
@@ -336,3 +356,113 @@ def test_a_killed_preflight_leaves_nothing(tiny_data, tmp_path, number):
     assert process.wait(timeout=60) != 0
     gone(tmp_path)
     assert not (tmp_path / "run").exists()
+
+
+# --- the lines, without processes ---------------------------------------------------------------
+
+
+@given(st.integers(0, 20), st.integers(0, 30), st.integers(0, 30))
+def test_how_often_something_is_due_is_what_the_loop_does(every, first, more):
+    config = TrainConfig(max_steps=first + more)
+    steps = [
+        step
+        for step in range(first, first + more + 1)
+        if Run.due(SimpleNamespace(config=config, step=step), every)
+    ]
+    assert times_due(every, first, first + more) == len(steps)
+
+
+def test_a_forecast_is_the_sum_of_its_parts():
+    config = TrainConfig(max_steps=100, total_batch_size=1000)
+    assert training_seconds(config, 500, step=50) == 100
+    forecast = Forecast(100, 3.0, {"validation": 1200.0})
+    assert forecast.seconds == 1500
+    assert forecast.describe() == "100 steps of 3 s 5 min, validation 20 min: 25 min"
+
+
+@pytest.mark.parametrize("keep, every, most", [(2, 10, 4), (2, 50, 2), (0, 10, 10), (0, 0, 1)])
+def test_checkpoints_at_once(keep, every, most):
+    config = TrainConfig(max_steps=100, save_every=every, keep_checkpoints=keep)
+    assert checkpoints_at_once(config) == most
+
+
+def test_sharding_divides_what_the_formula_says_is_fixed():
+    config = TrainConfig()
+    with torch.device("meta"):
+        model = MODELS["gpt2"](model_config(config, 50257))
+    own = state_bytes(OPTIMIZERS["adamw"](model, config, torch.bfloat16))
+    parameters = sum(p.numel() for p in model.parameters())
+    assert checkpoint_bytes(model, own) == 12 * parameters
+    whole = training_bytes(model, 4, torch.bfloat16, own)
+    sizes = [step_bytes(model, 4, torch.bfloat16, own, shards) for shards in (1, 2, 4, 8)]
+    assert sizes[0] == whole and sizes == sorted(sizes, reverse=True)
+    assert sizes[1] - sizes[2] == pytest.approx(4 * parameters, rel=1e-6)
+    assert rows_within(10, 24, 8, lambda rows: rows) == 8 - 2  # of 1, 2, 3, 4, 6
+
+
+CARD = "NVIDIA H100 80GB HBM3"
+
+
+@pytest.mark.parametrize(
+    "name, topology, bandwidth",
+    [
+        (CARD, "GPU0 X NV18", 360),
+        ("NVIDIA A100-SXM4-80GB", "GPU0 X NV12", 240),
+        (CARD, "GPU0 X PHB", None),
+        ("NVIDIA H100 PCIe", "GPU0 X NV6", None),
+        ("NVIDIA H100 NVL", "GPU0 X NV6", None),
+        ("NVIDIA L4", "GPU0 X PHB", None),
+        (CARD, "", None),
+    ],
+)
+def test_what_the_links_of_a_card_should_give(monkeypatch, name, topology, bandwidth):
+    monkeypatch.setattr(machine, "name_of", lambda device: name)
+    monkeypatch.setattr(machine, "topology", lambda: topology)
+    assert machine.nvlink_bandwidth(torch.device("cuda", 0)) == bandwidth
+    assert machine.nvlink_bandwidth(torch.device("cpu")) is None
+
+
+def test_slow_links_are_named(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setattr(machine, "nvlink_bandwidth", lambda device: 360.0)
+    world, device = World(0, 0, 8), torch.device("cpu")
+    good = machine.links_line(500_000_000, 0.0025, world, device)
+    assert "500 MB in 2.5 ms: busbw 350 GB/s, NVLink of this card gives about 360" in good
+    with pytest.raises(UserError, match="busbw 17.5 GB/s.*nvidia-smi topo"):
+        machine.links_line(500_000_000, 0.05, world, device)
+    assert "busbw" in machine.links_line(5_000_000, 0.05, world, device)  # latency only
+
+
+def test_a_slow_rank_is_a_note_before_it_is_a_reason_to_stop():
+    assert not isinstance(processes.ranks_line([1.0, 1.1, 1.0]), Note)
+    assert isinstance(processes.ranks_line([1.0, 1.2, 1.0]), Note)
+    with pytest.raises(UserError, match="rank 1, the slowest: 2.00 times"):
+        processes.ranks_line([1.0, 2.0, 1.0, 1.0])
+
+
+def test_differences_are_judged_by_dtype():
+    one = {"alone": [(3.0, 1.0)] * 5, "together": [(3.001, 1.001)] * 5, "state": {"w": "a"}}
+    assert processes.difference_line(torch.bfloat16, 0, [one, one])
+    with pytest.raises(UserError, match="on rank 0, 1:"):
+        processes.difference_line(torch.float32, 0, [one, one])
+    nan = {**one, "together": [(math.nan, 1.0)] * 5}
+    with pytest.raises(UserError, match="on rank 1:"):
+        processes.difference_line(torch.bfloat16, 0, [one, nan])
+    with pytest.raises(UserError, match="the ranks' w are no longer the same"):
+        processes.difference_line(torch.bfloat16, 0, [one, {**one, "state": {"w": "b"}}])
+    assert processes.relative(math.inf, math.nan) == 0  # GradScaler skips both
+
+
+def test_ranks_are_named_unless_all_say_the_same():
+    assert [*same_ranks({0: "a", 1: "a"}, 2)] == ["a"]
+    assert [*same_ranks({1: "a", 3: "a", 2: "b"}, 4)] == ["rank 1, 3: a", "rank 2: b"]
+
+
+def test_colours_only_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    Checks(World())("name", lambda: "all is well")
+    assert "\033[32mok   \033[0m name         all is well" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    Checks(World())("name", lambda: Note("hm"))
+    assert "look  name         hm\n" in capsys.readouterr().out

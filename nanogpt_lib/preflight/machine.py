@@ -35,7 +35,7 @@ TOO_MANY_EPOCHS = 20  # … and beyond about 16 times it adds nothing
 
 # Data-sheet NVLink bandwidth in one direction (GB/s); ring all-reduce gets about 0.8 of it (README)
 NVLINK = {"H100": 450, "H200": 450, "A100": 300}
-LINKS_SIZE = 2**26  # bytes; with less to send, latency counts and not bandwidth
+LINKS_BYTES = 2**26, 2**30  # with less to send, latency counts; with more, nothing changes
 
 
 # --- processes ----------------------------------------------------------------------------------
@@ -179,24 +179,28 @@ def verify_data(config: TrainConfig, world: World) -> dict:
     }
 
 
-def data_line(config: TrainConfig, found: list[dict], machines: int) -> str:
-    """The line about the data. Raises UserError if the steps asked repeat it too often."""
+def data_line(found: list[dict], machines: int) -> str:
+    """The line about the data: how many shards are whole, and how that is known."""
     first, share = found[0], sum(ours["checked"] for ours in found) / machines
     how = "SHA-256" if first["sealed"] else "sizes and ids (it has no checksums)"
-    if share > 0.999:
-        text = f"all {first['shards']} shards whole by {how}"
-    else:
-        text = f"{share:.0%} of {first['shards']} shards whole by {how}, the others by size"
-    tokens, validation = first["tokens"]
+    count = first["shards"]
+    text = f"all {count} shards" if share > 0.999 else f"{share:.0%} of {count} shards"
+    others = "" if share > 0.999 else ", the others by size (data/NAME.py --verify checks all)"
+    name = first["meta"].get("name", "unnamed")
+    return f"{name}: {text} whole by {how}{others}; {in_tokens(first['tokens'][1])} for validation"
+
+
+def tokens_line(config: TrainConfig, tokens: int) -> str:
+    """How often the run reads its text. Raises UserError if that is far too often."""
     asked = config.max_steps * config.total_batch_size
     epochs = asked / tokens
-    text += f"; {in_tokens(tokens)} tokens, {in_tokens(asked)} asked ({epochs:.3g} epochs)"
-    text += f"; validation {in_tokens(min(validation, config.eval_tokens))}"
-    fewer = max(1, EPOCHS * tokens // config.total_batch_size)
-    advice = f"get more data, or --max-steps {fewer} ({EPOCHS} epochs)"
-    if epochs > TOO_MANY_EPOCHS and config.dropout == 0:
-        raise UserError(f"{text}; it would only be learned by heart: {advice}")
-    return Note(f"{text}; {advice}") if epochs > EPOCHS and config.dropout == 0 else text
+    text = f"{in_tokens(asked)} asked of {in_tokens(tokens)}: {epochs:.3g} epochs"
+    if epochs <= EPOCHS or config.dropout:
+        return text
+    text += f"; get more data, or --max-steps {max(1, EPOCHS * tokens // config.total_batch_size)}"
+    if epochs > TOO_MANY_EPOCHS:
+        raise UserError(f"{text}; so often it would be learned by heart")
+    return Note(text)
 
 
 def in_tokens(count: float) -> str:
@@ -227,8 +231,9 @@ def existing(folder: Path) -> Path:
 
 
 def disk_line(config: TrainConfig, checkpoint: int, most: int, log: int) -> str:
-    """The line about the disk: room for `most` checkpoints and `log` bytes in --out, and a word on
-    the data's. Raises UserError if there is too little; files of the run to resume count as room.
+    """The line about the disk: room for `most` checkpoints and `log` bytes where --out is.
+
+    Raises UserError if there is too little. The checkpoints of a run to resume count as room.
     """
     out = Path(config.out)
     place = existing(out)
@@ -249,11 +254,13 @@ def disk_line(config: TrainConfig, checkpoint: int, most: int, log: int) -> str:
 
 
 def time_all_reduce(size: int, world: World, device: torch.device) -> float:
-    """Seconds to sum a float32 buffer of `size` bytes over all ranks: the median of three."""
+    """Seconds to sum `size` bytes of float32 over all ranks, in one piece if it is not too large:
+    the median of three."""
     if world.size == 1:
         return 0.0
-    buffer = torch.zeros(size // 4, device=device)
-    return median_seconds(lambda: dist.all_reduce(buffer), device, repeats=3)
+    piece = min(size, LINKS_BYTES[1])
+    buffer = torch.zeros(piece // 4, device=device)
+    return size / piece * median_seconds(lambda: dist.all_reduce(buffer), device, repeats=3)
 
 
 def links_line(size: int, seconds: float, world: World, device: torch.device) -> str:
@@ -266,7 +273,7 @@ def links_line(size: int, seconds: float, world: World, device: torch.device) ->
     bus = 2 * (world.size - 1) / world.size * size / seconds / 1e9
     text = f"all-reduce of {in_units(size)} in {seconds * 1e3:.3g} ms: busbw {bus:.3g} GB/s"
     should = nvlink_bandwidth(device) if local_size(world) == world.size else None
-    if should is None or size < LINKS_SIZE:
+    if should is None or size < LINKS_BYTES[0]:
         return text
     text += f", NVLink of this card gives about {should:.0f}"
     if bus < should / 2:

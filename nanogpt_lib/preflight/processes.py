@@ -177,7 +177,7 @@ def difference_line(dtype: torch.dtype, layers: int, found: list[dict]) -> str:
     for ours in found:
         pairs = [*zip(ours["alone"], ours["together"], strict=True)]
         losses.append(max(abs(a[0] - b[0]) for a, b in pairs))
-        norms.append(max(abs(b[1] / a[1] - 1) for a, b in pairs))
+        norms.append(max(relative(a[1], b[1]) for a, b in pairs))
     off = [
         str(rank)
         for rank, (loss, norm) in enumerate(zip(losses, norms, strict=True))
@@ -194,6 +194,13 @@ def difference_line(dtype: torch.dtype, layers: int, found: list[dict]) -> str:
     if wrong := next((name for name in states[0] if len({s[name] for s in states}) > 1), ""):
         raise UserError(f"{text}; but the ranks' {wrong} are no longer the same")
     return text
+
+
+def relative(one: float, other: float) -> float:
+    """The difference of two norms relative to the first; 0 if both overflow, as in float16."""
+    if not (math.isfinite(one) or math.isfinite(other)):
+        return 0.0
+    return abs(other - one) / one
 
 
 def first_loss_line(config: TrainConfig, run: Run, loss: float) -> str:
