@@ -277,7 +277,7 @@ SICK = {  # name → the check that must stop, and a word of its line
     "slow": ("ranks", "on rank 1, the slowest"),
     "other batches": ("2 against 1", "on rank 0, 1: a card or link"),
     "not averaged": ("2 against 1", "on rank 0, 1: a card or link"),
-    "bit flip": ("2 against 1", "lm_head.weight are no longer the same"),
+    "bit flip": ("2 against 1", "wte.weight are no longer the same"),
 }
 WELL = ("healthy", "sharded", "resumed")
 
