@@ -68,6 +68,8 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     saved: int = 0  # step of the newest checkpoint
     val_losses: dict[int, float] = field(default_factory=dict)  # by step; rank 0 only
+    lag: dict[str, float] = field(default_factory=dict)  # of the slowest rank in the last step
+    symptoms: set[str] = field(default_factory=set)  # said so far; see watch.py
 
     @property
     def step(self) -> int:

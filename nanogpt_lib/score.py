@@ -1,6 +1,7 @@
 """Score a model on HellaSwag.
 
     python nanogpt_lib/score.py --checkpoint runs/gpt2-124m
+    python nanogpt_lib/score.py --checkpoint runs/gpt2-124m --json runs/gpt2-124m/hellaswag.json
     python nanogpt_lib/score.py --checkpoint gpt2 --limit 1000 --dtype float32
 
 Make the items first: python data/hellaswag.py. It prints three scores, because published ones
@@ -18,14 +19,18 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
     wait_briefly()  # before torch
 
 import argparse
+import json
 import sys
 import time
+from pathlib import Path
 
 from nanogpt_lib.device import choose_dtype, detect_device
 from nanogpt_lib.hellaswag import describe_items, read_items
 from nanogpt_lib.load import load_model
+from nanogpt_lib.model_card import standard_error
 from nanogpt_lib.scoring import require_gpt2_tokens, score_items
 from nanogpt_lib.support.cli import OneLineParser, run_program
+from nanogpt_lib.support.files import write_atomically
 from nanogpt_lib.support.memory import keep_freed_memory
 
 MEANING = {
@@ -58,6 +63,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="dtype of the matrix products; use float32 for published scores (%(default)s)",
     )
     parser.add_argument("--batch", type=int, help="tokens per batch (1,024 on a CPU, else 16,384)")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the scores here, for the model card"
+    )
     args = parser.parse_args(argv)
     for name in ("limit", "batch"):
         value = getattr(args, name)
@@ -83,7 +91,12 @@ def main(argv: list[str] | None = None) -> None:
     speed = f"{seconds:.1f} s, {len(items) / seconds:.1f} items/s"
     print(f"{describe_items(items)}, {args.data}, {str(dtype).split('.')[1]}, {speed}")
     for name, meaning in MEANING.items():
-        print(f"{name:9} {scores[name]:.4f}   {meaning}")
+        error = standard_error(scores[name], len(items))
+        print(f"{name:9} {scores[name]:.4f} ± {error:.4f}   {meaning}")
+    if args.json:
+        about = {"items": len(items), "own": sum(item.own for item in items)}
+        kept = {name: scores[name] for name in MEANING} | about | {"dtype": str(dtype)[6:]}
+        write_atomically(args.json, (json.dumps(kept) + "\n").encode("utf-8"))
 
 
 if __name__ == "__main__":

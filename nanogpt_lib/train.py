@@ -63,6 +63,8 @@ from nanogpt_lib.support.processes import (
     wait_for_all,
 )
 from nanogpt_lib.support.run_log import read_log
+from nanogpt_lib.support.stopwatch import Stopwatch, slowest
+from nanogpt_lib.watch import judge
 from nanogpt_lib.webpage import fits_page
 
 
@@ -94,6 +96,7 @@ def evaluate(run: Run, model: GPT) -> dict[str, float]:
         run.say(f"step {run.step:5d} | validation loss {loss:.4f}")
         if not math.isfinite(loss):
             raise UserError(f"step {run.step}: the validation loss is {loss}: the run has diverged")
+        judge(run, loss)
     if run.items and run.due(config.hellaswag_every):
         scores = score_items(model, run.items, **where)
         metrics["hellaswag"] = scores["acc_token"]
@@ -120,12 +123,12 @@ def evaluate_and_sample(run: Run) -> None:
     wait_for_all(run.world)
 
 
-def gradients(run: Run) -> tuple[float, float]:
-    """Gradients over total_batch_size tokens, clipped; return this rank's loss and the norm."""
+def gradients(run: Run) -> tuple[float, float, float]:
+    """Gradients of a step, clipped; this rank's loss, the norm, seconds before it first waits."""
     config, device = run.config, run.device
     # dropout depends only on seed, step and rank, so that a resumed run repeats it
     torch.manual_seed((config.seed * 1_000_003 + run.step) * 4096 + run.world.rank)
-    loss_sum = torch.zeros((), device=device)
+    loss_sum, watch = torch.zeros((), device=device), Stopwatch(device)
     for micro in range(run.micro_steps):
         x, y = run.loader.next_batch()
         with sync_gradients(run.model, sync=micro == run.micro_steps - 1):
@@ -133,10 +136,12 @@ def gradients(run: Run) -> tuple[float, float]:
                 _, loss = run.model(x, y)
             loss = loss / run.micro_steps  # gradients add up; the step's loss is a mean
             loss_sum += loss.detach()
+            if micro == run.micro_steps - 1:
+                watch.stop()
             run.scaler.scale(loss).backward()
     run.scaler.unscale_(run.optimizer)
     norm = clip_gradients(run.model, config.grad_clip or math.inf)
-    return loss_sum.item(), norm.item()  # the CPU waits for the GPU here, once per step
+    return loss_sum.item(), norm.item(), watch.seconds()  # waits for the GPU, once per step
 
 
 def update(run: Run, stopper: Stopper) -> tuple[dict[str, float], bool]:
@@ -147,10 +152,12 @@ def update(run: Run, stopper: Stopper) -> tuple[dict[str, float], bool]:
     lr = SCHEDULES[run.config.schedule](run.step, run.config)
     set_learning_rate(run.optimizer, lr)
     world, start = run.world, run.loader.state_dict()
-    loss, norm = gradients(run)
-    bad = [float(rank == world.rank and not math.isfinite(loss)) for rank in range(world.size)]
-    share = [loss / world.size, float(stopper.signal), *bad]
-    loss, stop, *bad = all_reduce_sum(share, world, run.device)
+    loss, norm, seconds = gradients(run)
+    mine = [float(rank == world.rank) for rank in range(world.size)]
+    bad = [own * (not math.isfinite(loss)) for own in mine]
+    share = [loss / world.size, float(stopper.signal), *bad, *(own * seconds for own in mine)]
+    loss, stop, *each = all_reduce_sum(share, world, run.device)
+    bad = each[: world.size]
     if any(bad) or not (math.isfinite(norm) or searching_scale(run.scaler)):
         ranks = ", ".join(str(rank) for rank in range(world.size) if bad[rank]) or "each"
         skip_update(run, f"loss {loss} on rank {ranks}, gradient norm {norm}", start)
@@ -160,6 +167,8 @@ def update(run: Run, stopper: Stopper) -> tuple[dict[str, float], bool]:
     if run.scaler.is_enabled():
         run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
+    if world.size > 1 and run.config.parallel == "ddp":  # fsdp's ranks wait in every layer
+        run.lag = slowest(each[world.size :])
     return {"train_loss": loss, "lr": lr, "grad_norm": norm}, bool(stop)
 
 
@@ -208,7 +217,8 @@ def report(run: Run, metrics: dict[str, float], seconds: float, left: float) -> 
     fast = speed(run, seconds)
     if run.log:
         finite = {n: v if v is None or math.isfinite(v) else None for n, v in metrics.items()}
-        run.log.write(run.step, **finite, **fast, seconds=round(run.progress.elapsed, 4))
+        seconds_so_far = round(run.progress.elapsed, 4)
+        run.log.write(run.step, **finite, **fast, **run.lag, seconds=seconds_so_far)
     if run.due(run.config.log_every) or run.step == 1:
         numbers, rates = (
             [TERMINAL.get(n, n + " {:.4g}").format(v) for n, v in of.items() if v is not None]

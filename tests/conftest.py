@@ -46,15 +46,19 @@ def tiny_data(tmp_path_factory) -> Path:
     return write_tiny_data(tmp_path_factory.mktemp("data") / "tiny")
 
 
+def free_port() -> int:
+    """A port on this machine that nobody uses."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
 def program(*args, ranks: int = 0, cwd: Path | None = None, timeout: float = 300):
     """Run a program of the library by path, as a user would; with ranks, under torchrun."""
     launch = [sys.executable]
     if ranks:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
         launch += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
-        launch += ["--master_addr=127.0.0.1", f"--master_port={port}"]
+        launch += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
     command = [*launch, str(ROOT / "nanogpt_lib" / args[0]), *map(str, args[1:])]
     env = {**os.environ, "PYTHONPATH": ""}
     return subprocess.run(
@@ -64,7 +68,7 @@ def program(*args, ranks: int = 0, cwd: Path | None = None, timeout: float = 300
 
 def log_of(out: Path) -> list[dict]:
     """The records of a run's log without times and speeds."""
-    clock = ("crc", "tokens_per_sec", "mfu", "seconds")
+    clock = ("crc", "tokens_per_sec", "mfu", "seconds", "slowest_rank", "slowest_ratio")
     lines = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
 

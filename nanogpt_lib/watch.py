@@ -1,0 +1,39 @@
+"""A run's verdict in its own output: what doctor.py would say, at each evaluation."""
+
+import contextlib
+from dataclasses import asdict
+
+from nanogpt_lib.diagnosis import diagnose
+from nanogpt_lib.published import band, why_not_comparable
+from nanogpt_lib.run import Run
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.run_log import read_log
+
+
+def judge(run: Run, val_loss: float) -> None:
+    """Say what is abnormal, each kind once, and at the end whether anything is.
+
+    A run that can be compared with llm.c's is told that run's loss. `val_loss` is the evaluation's,
+    which is not in the log yet. Only rank 0 has a log.
+    """
+    if not run.log:
+        return
+    config, step = run.config, run.step
+    scratch, settings = config.init_from == "scratch", asdict(config)
+    vocab_size = run.meta["vocab_size"] if scratch else None
+    found = []
+    with contextlib.suppress(UserError):  # a log that somebody has changed must not end the run
+        records = [*read_log(run.log.path), {"step": step, "val_loss": val_loss}]
+        found = diagnose(records, vocab_size, settings) if step else []
+    for symptom in found:
+        if symptom.kind not in run.symptoms:
+            word = "note" if symptom.past else "symptom"
+            advice = f"; {symptom.advice}" if symptom.advice else ""
+            run.say(f"step {step:5d} | {word}: {symptom.text}{advice}")
+    run.symptoms |= {symptom.kind for symptom in found}
+    normal = band(step * config.total_batch_size) if step else None
+    if normal and not why_not_comparable(settings, vocab_size):
+        run.say(f"step {step:5d} | llm.c's run had {normal[0]:.2f}; normal up to {normal[1]:.2f}")
+    sick = [symptom.kind for symptom in found if not symptom.past]
+    if step and step >= config.max_steps:
+        run.say(f"step {step:5d} | verdict: {', '.join(sick) or 'no symptoms'} (doctor.py)")
