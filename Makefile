@@ -1,9 +1,15 @@
-# make train · test · lab · export · bench · gpu · rehearsal · claims · torture · clean
+# make train · test · test-avx2 · rehearse · ddp · gpu-status · environment · lab · export · bench ·
+# gpu · claims · torture · clean
 # Needs Python 3.11 to 3.13 and nothing else; `make train PYTHON=python3.12` chooses one.
 
 PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/installed
+NGPUS ?= 1
+PRESET ?= quickstart
+SEEN = index,name,driver_version,utilization.gpu,memory.used,memory.total,temperature.gpu,power.draw
+UV = $(shell command -v uv)
+INSTALL = $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --quiet)
 AVX2 = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
 train: $(READY)  ## prepare the text that ships with Python and train a GPT on it
@@ -14,9 +20,19 @@ test: $(READY)  ## every test, then every notebook
 	$(BIN)/pytest -n 2 $(ARGS)
 	$(BIN)/pytest -n 2 --nbmake notebooks
 
-rehearsal: $(READY)  ## the same as if this machine had AVX2 and nothing newer
+test-avx2: $(READY)  ## the same as if this machine's processor had AVX2 and nothing newer
 	$(AVX2) $(BIN)/pytest -n 2 $(ARGS)
 	$(AVX2) $(BIN)/pytest -n 2 --nbmake notebooks
+
+rehearse: $(READY)  ## every command of notebooks/runbook.md, small, on this CPU, a kill included
+	$(BIN)/python tests/campaigns/rehearse.py $(ARGS)
+
+ddp: $(READY)  ## train on the GPUs of this machine: make ddp NGPUS=8 PRESET=gpt2-124m ARGS=…
+	$(BIN)/torchrun --standalone --nproc_per_node=$(NGPUS) nanogpt_lib/train.py $(PRESET) $(ARGS)
+
+gpu-status:  ## the GPUs of this machine: load, memory, heat, power, and how they are linked
+	@if command -v nvidia-smi > /dev/null; then nvidia-smi --format=csv --query-gpu=$(SEEN); nvidia-smi topo -m; \
+	else echo "no nvidia-smi here: no NVIDIA GPU, or no driver"; fi
 
 claims: $(READY)  ## what README promises and takes longer than a test
 	$(BIN)/python tests/campaigns/claims.py $(ARGS)
@@ -38,13 +54,16 @@ bench: $(READY)  ## the speed-ups on this machine, and how long the real run wou
 gpu: $(READY)  ## all figures of a GPU in 8 minutes; ARGS="--out gpu.json" and what gpu.py takes
 	$(BIN)/python tests/benchmarks/gpu.py $(ARGS)
 
+environment: $(READY)  ## install into .venv what constraints.txt names, by uv if it is there, else pip
+
 $(READY): pyproject.toml constraints.txt
-	@echo "installing into .venv: some minutes, most of them for PyTorch"
-	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[course,dev,site]"
+	@echo "installing into .venv by $(if $(UV),uv,pip): some minutes, most of them for PyTorch"
+	test -d .venv || $(if $(UV),uv venv --python $(PYTHON) .venv,$(PYTHON) -m venv .venv)
+	$(INSTALL) -c constraints.txt -e ".[course,dev,site]"
 	touch $(READY)
 
 clean:  ## remove the environment; `make clean ALL=1` the runs and the datasets made here, too
 	rm -rf .venv $(if $(ALL),runs data/*/)
 
-.PHONY: train test rehearsal claims torture lab export bench gpu clean
+.PHONY: train test test-avx2 rehearse ddp gpu-status environment claims torture lab export bench gpu \
+	clean

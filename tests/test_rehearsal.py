@@ -1,7 +1,7 @@
 """The other processor: what depends on the CPU runs once more as on one with AVX2 only.
 
 Tests marked `processor` are those. The three variables below limit PyTorch's own loops, oneDNN and
-MKL; a whole rehearsal, notebooks included, is `make rehearsal`.
+MKL; a whole rehearsal, notebooks included, is `make test-avx2`.
 """
 
 import os
