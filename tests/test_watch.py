@@ -79,7 +79,7 @@ def run_of(tmp_path, records: list[dict], said: list[str], **settings) -> types.
 def test_a_run_says_each_symptom_once_and_its_verdict_at_the_end(tmp_path):
     said = []
     stuck = made_up(lambda s: 7.6 + 3.2 * math.exp(-(s - 1) / 40))
-    run = run_of(tmp_path, stuck, said, max_steps=2000)
+    run = run_of(tmp_path, stuck, said, max_steps=2000, data="data/own")
     run.step = 1990
     judge(run, 7.6)
     judge(run, 7.6)
@@ -87,7 +87,7 @@ def test_a_run_says_each_symptom_once_and_its_verdict_at_the_end(tmp_path):
     run.step = 2000
     judge(run, 7.6)
     assert said[1:] == ["step  2000 | verdict: stuck (doctor.py)"]
-    judge(run_of(tmp_path, made_up(power_law), said, max_steps=2000), 3.6)
+    judge(run_of(tmp_path, made_up(power_law), said, max_steps=2000, data="data/own"), 3.6)
     assert said[2:] == ["step  2000 | verdict: no symptoms (doctor.py)"]
 
 
@@ -103,7 +103,7 @@ def test_a_run_like_the_published_one_is_told_its_loss(tmp_path):
 
 def test_a_log_that_somebody_changed_does_not_end_the_run_and_other_ranks_say_nothing(tmp_path):
     said = []
-    run = run_of(tmp_path, made_up(power_law, 30), said)
+    run = run_of(tmp_path, made_up(power_law, 30), said, data="data/own")
     run.log.path.write_text("what\nis this\n")
     judge(run, 5.0)
     run.log = None

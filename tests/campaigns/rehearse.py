@@ -39,8 +39,9 @@ SMALL = [  # in a line of the page → here
     (
         "train.py gpt2-124m",
         "train.py gpt2-124m --n-layer 2 --n-head 2 --n-embd 32 --block-size 64 --batch-size 4 "
-        "--total-batch-size 512 --max-steps 60 --warmup-steps 5 --eval-every 20 --eval-tokens 2048 "
-        "--hellaswag-every 60 --sample-every 30 --sample-tokens 8 --save-every 5 --device cpu",
+        "--total-batch-size 512 --max-steps 120 --warmup-steps 5 --eval-every 40 "
+        "--eval-tokens 2048 --hellaswag-every 120 --sample-every 60 --sample-tokens 8 "
+        "--save-every 5 --device cpu",
     ),
     ("--nproc_per_node=8", "--nproc_per_node=2 --local-addr=127.0.0.1"),
     ("--every 10", "--every 1"),
@@ -225,7 +226,7 @@ def rehearse(stage: Rehearsal) -> None:
             stage.wait("step 12 is in the log", lambda: stage.steps() >= 12)
             stage.kill()
             stage.run(line)
-            stage.wait("it goes on", lambda: stage.steps() >= 20)
+            stage.wait("it goes on", lambda: stage.steps() >= 16)
         elif "--follow" in line:
             stage.say(f"$ {line}    (in the background)")
             watching = subprocess.Popen(
@@ -239,7 +240,7 @@ def rehearse(stage: Rehearsal) -> None:
             said = (stage.work / "gpt2-124m.txt").read_text(encoding="utf-8")
             assert "stopped after step" in said, said[-2000:]
             stage.run(launch)
-            stage.wait("it has made its last step", lambda: stage.steps() >= 60)
+            stage.wait("it has made its last step", lambda: stage.steps() >= 120)
             stage.wait("it has ended", stage.ended)
             healthy(watching.communicate(timeout=60)[0])
             assert (stage.work / "run.html").stat().st_size > 2000
@@ -268,7 +269,7 @@ def check(line: str, said: str) -> None:
         "score.py": "acc_token",
         "huggingface.py": "the model card",
         "--check": "OK",
-        "--preflight": "cost",
+        "--preflight": "ready: ",
     }
     for word, words in expected.items():
         assert word not in line or words in said, f"{line} does not say {words!r}:\n{said}"
