@@ -6,14 +6,13 @@ import shlex
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-STARTS = "python python3 py torchrun pytest make pip nbdiff lm_eval conda git nvidia-smi tail srun"
+STARTS = "python python3 py torchrun pytest make pip nbdiff lm_eval conda git srun"
 OTHERS = {  # what nobody can run here, and why
     r"git (clone|diff).*": "git's own; clone needs the network",
     r"(py -3.11|python3) -m venv .*": "make does it on a fresh clone",
     r"conda (env create|activate).*": "environment.yml is compared with pyproject.toml",
-    r"nvidia-smi .*|nccl-tests/.*|make -C nccl-tests": "needs NVIDIA's GPUs",
+    r"conda config .*": "conda's own",
     r"lm_eval .*": "tests/test_interoperation.py calls lm-eval's classes where they are installed",
-    r"tail -f runs/.*": "shows a file of a run",
     r"srun .*|scontrol .*": "the Slurm script is run with stand-ins for Slurm",
 }
 
@@ -32,11 +31,10 @@ def commands() -> list[str]:
     found = []
     for line in lines:
         line = re.sub(r"\s+#.*", "", line.strip())
-        line = re.sub(r'^tmux new -d "(.*)"$', r"\1", line)
         for part in line.split(" && "):
             part = part.replace(".venv/bin/", "").strip()
             words = part.split()
-            if len(words) > 1 and (words[0] in STARTS.split() or words[0].startswith("nccl-tests")):
+            if len(words) > 1 and words[0] in STARTS.split():
                 found.append(part)
     return list(dict.fromkeys(found))
 
