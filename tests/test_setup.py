@@ -81,3 +81,29 @@ def test_make_train_needs_no_torchrun_and_make_lab_starts_for_root_too():
     assert "torchrun" not in make_would_run("train")
     root = hasattr(os, "geteuid") and os.geteuid() == 0
     assert ("--allow-root" in make_would_run("lab")) == root
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make here")
+def test_make_environment_takes_uv_where_it_is_and_else_pip_with_the_same_lock(tmp_path):
+    (tmp_path / "uv").write_text("#!/bin/sh\n")
+    (tmp_path / "uv").chmod(0o755)
+    words = ["make", "-n", "-B", "environment"]
+    paths = [p for p in os.environ["PATH"].split(os.pathsep) if not os.path.exists(f"{p}/uv")]
+    for first, installer in (("", ".venv/bin/python -m pip install"), (tmp_path, "uv pip install")):
+        path = os.pathsep.join([str(first)] * bool(first) + paths)
+        done = subprocess.run(
+            words, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PATH": path}
+        )
+        (line,) = [line for line in done.stdout.splitlines() if "constraints.txt" in line]
+        assert line.startswith(installer), line
+        assert re.search(r'-c constraints.txt -e "\.\[[\w,]+\]"$', line)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make here")
+def test_make_ddp_and_gpu_status_say_what_they_do():
+    line = make_would_run("ddp", "NGPUS=8", "PRESET=gpt2-124m", "ARGS=--preflight")
+    assert "torchrun --standalone --nproc_per_node=8 nanogpt_lib/train.py gpt2-124m" in line
+    assert line.rstrip().endswith("--preflight")
+    if not shutil.which("nvidia-smi"):
+        done = subprocess.run(["make", "gpu-status"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and "no NVIDIA GPU" in done.stdout
