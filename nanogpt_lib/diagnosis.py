@@ -129,13 +129,14 @@ def spikes(h: History) -> Symptom | None:
     first, last = found[0], found[-1]
     back = len(h.losses) - last > 40 and h.after(last) < h.trend[last - 1] + limit / 2
     more = f", {len(found)} jumps so far" if len(found) > 1 else ""
-    came_back = f", and came back to {h.after(last):.2f}" if back else ""
+    advice = "a lower learning rate or a longer warm-up; look at the data of that step"
+    past = back and len(found) <= 3
     return Symptom(
         "spike",
         h.steps[first],
-        f"step {h.steps[first]}: the loss jumps to {h.losses[first]:.2f}{more}{came_back}",
-        "a lower learning rate or a longer warm-up; look at the data of that step",
-        past=back and len(found) <= 3,
+        f"step {h.steps[first]}: the loss jumps to {h.losses[first]:.2f}{more}",
+        f"it came back to {h.after(last):.2f}" if past else advice,
+        past,
     )
 
 

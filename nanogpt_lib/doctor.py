@@ -72,7 +72,7 @@ class Report:
         """Facts, one line per symptom, and the verdict."""
         said = list(self.facts)
         for symptom in self.found:
-            advice = f"; {symptom.advice}" if symptom.advice and not symptom.past else ""
+            advice = f"; {symptom.advice}" if symptom.advice else ""
             said.append(f"{'note' if symptom.past else 'symptom'}: {symptom.text}{advice}")
         count = sum(not symptom.past for symptom in self.found)
         words = f"{count} symptom" + "s" * (count > 1) if count else "normal, no symptoms"

@@ -1,13 +1,10 @@
 """A run's verdict in its own output: what doctor.py would say, at each evaluation."""
 
-import contextlib
 from dataclasses import asdict
 
 from nanogpt_lib.diagnosis import diagnose
 from nanogpt_lib.published import band, why_not_comparable
 from nanogpt_lib.run import Run
-from nanogpt_lib.support.errors import UserError
-from nanogpt_lib.support.run_log import read_log
 
 
 def judge(run: Run, val_loss: float) -> None:
@@ -21,10 +18,8 @@ def judge(run: Run, val_loss: float) -> None:
     config, step = run.config, run.step
     scratch, settings = config.init_from == "scratch", asdict(config)
     vocab_size = run.meta["vocab_size"] if scratch else None
-    found = []
-    with contextlib.suppress(UserError):  # a log that somebody has changed must not end the run
-        records = [*read_log(run.log.path), {"step": step, "val_loss": val_loss}]
-        found = diagnose(records, vocab_size, settings) if step else []
+    records = [*run.log.records, {"step": step, "val_loss": val_loss}]
+    found = diagnose(records, vocab_size, settings) if step else []
     for symptom in found:
         if symptom.kind not in run.symptoms:
             word = "note" if symptom.past else "symptom"

@@ -177,7 +177,7 @@ def test_each_spoiled_log_has_exactly_its_symptom(kind, past, text, spoil):
 def test_a_jump_that_came_back_is_past_but_many_are_an_unstable_run():
     jump = change(made_up(power_law), lambda s: s == 900, train_loss=lambda r: 6.0)
     (symptom,) = diagnose(jump, 50257)
-    assert symptom.past and "came back to 3." in symptom.text
+    assert symptom.past and "came back to 3." in symptom.advice
     (soon,) = diagnose(jump[:910], 50257)
     assert not soon.past
     many = change(made_up(power_law), lambda s: s % 300 == 0, train_loss=lambda r: 6.0)

@@ -9,7 +9,6 @@ import types
 
 import torch
 from test_diagnosis import made_up, power_law, published
-from test_logbook import write
 
 from conftest import ROOT, TINY, free_port, log_of
 from nanogpt_lib.config import TrainConfig
@@ -65,21 +64,20 @@ def test_a_slow_rank_is_found_in_a_real_run_and_said_by_it(tiny_data, tmp_path):
     assert "slowest" not in done.stdout and "slowest_ratio" not in log_of(tmp_path / "run")[-2]
 
 
-def run_of(tmp_path, records: list[dict], said: list[str], **settings) -> types.SimpleNamespace:
+def run_of(records: list[dict], said: list[str], **settings) -> types.SimpleNamespace:
     """What judge needs of a run, with a log."""
-    write(tmp_path / "log.jsonl", records)
     config = TrainConfig(**({"max_steps": 19_560, "total_batch_size": 524_288} | settings))
-    log = types.SimpleNamespace(path=tmp_path / "log.jsonl")
+    log = types.SimpleNamespace(records=records)
     return types.SimpleNamespace(
         log=log, config=config, step=records[-1]["step"], meta={"vocab_size": 50257},
         symptoms=set(), say=said.append,
     )  # fmt: skip
 
 
-def test_a_run_says_each_symptom_once_and_its_verdict_at_the_end(tmp_path):
+def test_a_run_says_each_symptom_once_and_its_verdict_at_the_end():
     said = []
     stuck = made_up(lambda s: 7.6 + 3.2 * math.exp(-(s - 1) / 40))
-    run = run_of(tmp_path, stuck, said, max_steps=2000, data="data/own")
+    run = run_of(stuck, said, max_steps=2000, data="data/own")
     run.step = 1990
     judge(run, 7.6)
     judge(run, 7.6)
@@ -87,13 +85,13 @@ def test_a_run_says_each_symptom_once_and_its_verdict_at_the_end(tmp_path):
     run.step = 2000
     judge(run, 7.6)
     assert said[1:] == ["step  2000 | verdict: stuck (doctor.py)"]
-    judge(run_of(tmp_path, made_up(power_law), said, max_steps=2000, data="data/own"), 3.6)
+    judge(run_of(made_up(power_law), said, max_steps=2000, data="data/own"), 3.6)
     assert said[2:] == ["step  2000 | verdict: no symptoms (doctor.py)"]
 
 
-def test_a_run_like_the_published_one_is_told_its_loss(tmp_path):
+def test_a_run_like_the_published_one_is_told_its_loss():
     said = []
-    run = run_of(tmp_path, published(1000), said, data="data/fineweb_edu")
+    run = run_of(published(1000), said, data="data/fineweb_edu")
     run.step = 1000
     judge(run, 4.31)
     assert said == ["step  1000 | llm.c's run had 4.32; normal up to 4.62"]
@@ -101,11 +99,11 @@ def test_a_run_like_the_published_one_is_told_its_loss(tmp_path):
     assert said[1].startswith("step  1000 | symptom: validation loss 4.90 at step 1000")
 
 
-def test_a_log_that_somebody_changed_does_not_end_the_run_and_other_ranks_say_nothing(tmp_path):
+def test_only_the_rank_with_a_log_judges_and_not_before_the_first_step():
     said = []
-    run = run_of(tmp_path, made_up(power_law, 30), said, data="data/own")
-    run.log.path.write_text("what\nis this\n")
-    judge(run, 5.0)
-    run.log = None
-    judge(run, 5.0)
+    run = run_of(made_up(power_law, 30), said, data="data/own")
+    run.step = 0
+    judge(run, 12.0)
+    run.step, run.log = 30, None
+    judge(run, 12.0)
     assert said == []

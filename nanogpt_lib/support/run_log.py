@@ -134,8 +134,10 @@ class RunLog:
     ):
         self.path = Path(path)
         self.also = also or external_logger("none", "", {})
+        self.records: list[dict] = []  # all that the file holds
         if resume_step is not None:
-            lines = [log_line(record) for record in records_until(self.path, resume_step)]
+            self.records = records_until(self.path, resume_step)
+            lines = [log_line(record) for record in self.records]
             write_atomically(self.path, "".join(lines).encode("utf-8"))
         mode = "x" if resume_step is None else "a"
         try:
@@ -150,6 +152,7 @@ class RunLog:
             self.file.flush()
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
+        self.records.append({"step": step, **values})
         self.also(step, values)
 
     def close(self) -> None:
