@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import browser  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -22,7 +22,7 @@ function dot(a, b) { // a[0] b[0] + a[1] b[1] + …
 function matmul(x, W, T, n) {
   const out = W.length / n, y = new Float32Array(T * out);
   for (let o = 0; o < out; o += 4) {
-    const o1 = Math.min(o + 1, out - 1), o2 = Math.min(o + 2, out - 1), o3 = Math.min(o + 3, out - 1);
+    const [o1, o2, o3] = [o + 1, o + 2, o + 3].map((i) => Math.min(i, out - 1)); // the last: twice
     const a = row(W, o, n), b = row(W, o1, n), c = row(W, o2, n), d = row(W, o3, n);
     for (let t = 0; t < T; t++) {
       const u = row(x, t, n);
@@ -183,7 +183,7 @@ class GPT { // token ids in, logits out
       (_, i) => new Block(config, state, `transformer.h.${i}`));
     this.ln_f = new LayerNorm(state, "transformer.ln_f");
   }
-  // Feed tokens that follow those in the cache → logits after the last one (V), or after each (T, V)
+  // Feed tokens that follow those in the cache → logits after the last (V), or after each (T, V)
   forward(idx, cache, every = false) {
     const C = this.config.n_embd, T = idx.length, start = cache[0].length;
     let x = new Float32Array(T * C);

@@ -46,7 +46,7 @@ function expected(position, logits) {
   last = logits;
 }
 
-// Read what is in `stream.tokens`, then write `count` more; slices of 25 ms, so that the page lives.
+// Read what is in `stream.tokens`, then write `count` more; slices of 25 ms, for the page's sake.
 async function go(count) {
   const mine = ++run, began = performance.now();
   buttons(true);

@@ -88,8 +88,9 @@ function bars() {
   const at = looking(), entry = seen[at], next = stream.tokens[at + 1];
   if (!entry) return;
   const here = name(stream.tokens[at]);
-  $("after").textContent = `after token ${at + 1}, ${here}` + (entry.loss === null ? ""
-    : `: ${name(next)} came, loss ${entry.loss.toFixed(2)} nats (${percent(Math.exp(-entry.loss))})`);
+  const came = entry.loss === null ? "" : `: ${name(next)} came, ` +
+    `loss ${entry.loss.toFixed(2)} nats (${percent(Math.exp(-entry.loss))})`;
+  $("after").textContent = `after token ${at + 1}, ${here}` + came;
   $("bars").replaceChildren(...entry.top.map(([id, p, drawing]) => {
     const part = (kind, words = "") => {
       const node = document.createElement("div");

@@ -20,7 +20,7 @@ class CharTokenizer { // one token per character of a fixed alphabet
   bytes(id) { return new TextEncoder().encode(this.characters[id]); }
 }
 
-// GPT-2's split: merges never cross these pieces. White space is Unicode's; JavaScript's \s differs.
+// GPT-2's split: merges never cross these pieces. White space is Unicode's, unlike \s here.
 const SPACE = "\\p{White_Space}", OTHER = "\\P{White_Space}";
 const GPT2_SPLIT = new RegExp("'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+|" +
   ` ?[^${SPACE}\\p{L}\\p{N}]+|${SPACE}+(?!${OTHER})|${SPACE}+`, "gu");
@@ -49,7 +49,8 @@ class GPT2Tokenizer { // byte pairs: ids are the order in which merges were lear
   merge(piece) {
     if (this.known.has(piece)) return this.known.get(piece);
     const parts = Array.from(new TextEncoder().encode(piece), (b) => String.fromCharCode(b));
-    const rank = (i) => this.rank.get(parts[i] + parts[i + 1]) ?? Infinity; // undefined: no pair
+    const rank = (i) => // of the pair that begins at part i
+      (i + 1 < parts.length && this.rank.get(parts[i] + parts[i + 1])) || Infinity;
     const ranks = parts.map((_, i) => rank(i));
     for (;;) {
       let at = 0;

@@ -28,7 +28,9 @@ function choice(words, options, changed, value = 0) {
     ...options.map((text, i) => make("option", { value: i, selected: i === value }, text)));
   return { node: make("label", {}, words, select), get value() { return +select.value; } };
 }
-function button(words, clicked) { return make("button", { type: "button", onclick: clicked }, words); }
+function button(words, clicked) {
+  return make("button", { type: "button", onclick: clicked }, words);
+}
 // Back, a slider and forward, for figures that go step by step.
 function stepper(last, changed) {
   const at = slider("step", { min: 0, max: last, value: 0 }, changed);

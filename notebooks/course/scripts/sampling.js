@@ -1,5 +1,5 @@
-// Temperature, top-k and top-p: data.logits holds rows of logits. With one row every token is drawn
-// from it; with V rows, row i holds the logits that follow token i, and a text can be drawn.
+// Temperature, top-k and top-p: data.logits holds rows of logits. With one row every token is
+// drawn from it; with V rows, row i holds the logits that follow token i, and a text can be drawn.
 const V = data.labels.length;
 let start = data.start; // the token whose row is shown
 const row = (token) => data.logits[data.logits.length > 1 ? token : 0];
@@ -33,13 +33,13 @@ function pick(probs, u) {
 const two = (x) => x.toFixed(2);
 const temperature = slider("temperature",
   { min: 0, max: 2, step: 0.05, value: data.temperature, show: two }, draw);
-const topK = slider("top-k", { min: 1, max: V, value: data.top_k, show: (k) => k === V ? "all" : k },
-  draw);
+const topK = slider("top-k",
+  { min: 1, max: V, value: data.top_k, show: (k) => (k === V ? "all" : k) }, draw);
 const topP = slider("top-p", { min: 0.05, max: 1, step: 0.05, value: data.top_p, show: two }, draw);
 const seed = slider("seed", { min: 1, max: 99, value: 1 }, draw);
 const says = note(), text = make("p", { class: "text mono" });
 const SHOWN = Math.min(V, 14);
-const chart = make("svg", { viewBox: `0 0 560 ${22 * SHOWN + 6}`, width: 560, role: "img",
+const chart = make("svg", { viewBox: `0 0 400 ${22 * SHOWN + 6}`, width: 400, role: "img",
   "aria-label": "probabilities of the most likely next tokens" });
 function bars(probs, plain) {
   const order = [...plain.keys()].sort((a, b) => plain[b] - plain[a]).slice(0, SHOWN);
@@ -47,11 +47,11 @@ function bars(probs, plain) {
     const y = 4 + 22 * i, p = probs[token];
     return [
       make("text", { x: 84, y: y + 13, "text-anchor": "end" }, visible(data.labels[token])),
-      make("rect", { x: 92, y, width: 400 * plain[token], height: 17, rx: 2, fill: "none",
+      make("rect", { x: 92, y, width: 250 * plain[token], height: 17, rx: 2, fill: "none",
         stroke: "var(--soft)" }),
-      make("rect", { x: 92, y, width: 400 * p, height: 17, rx: 2, fill: "var(--accent)",
+      make("rect", { x: 92, y, width: 250 * p, height: 17, rx: 2, fill: "var(--accent)",
         "fill-opacity": 0.8, "data-token": token, "data-value": p }),
-      make("text", { x: 98 + 400 * Math.max(p, plain[token]), y: y + 13 },
+      make("text", { x: 98 + 250 * Math.max(p, plain[token]), y: y + 13 },
         p ? p.toFixed(4) : "out"),
     ];
   }));
