@@ -45,6 +45,7 @@ from nanogpt_lib.support.memory import rows_that_fit, training_bytes
 from nanogpt_lib.support.packed import fast_inference
 
 WORTH = 1.01  # keep a further speed-up only if it is this many times faster: less may be noise
+ROWS = (1, 4, 16, 64)  # per micro-batch, in the table of memory
 CHARACTERS = 96  # about the number of different characters in English text
 
 
@@ -140,16 +141,29 @@ def print_memory(dtype: torch.dtype) -> None:
     cards = (8, 16, 24, 40, 80)
     print(f"\nPeak memory (GB) in {str(dtype).removeprefix('torch.')}, by rows per micro-batch;")
     print("then the largest micro-batch that divides the step and fits into a card's memory:")
-    rows = (1, 4, 16, 64)
-    head = "".join(f"{f'{n} rows':>9}" for n in rows) + "".join(f"{f'{g} GB':>7}" for g in cards)
+    head = "".join(f"{f'{n} rows':>9}" for n in ROWS) + "".join(f"{f'{g} GB':>7}" for g in cards)
     print(f"  {'preset':<22}{head}")
     for name in PRESETS:
         config, model = preset_model(name)
         own = state_bytes(OPTIMIZERS[config.optimizer](model, config, dtype))
         step_rows = config.total_batch_size // config.block_size
-        needs = "".join(f"{training_bytes(model, n, dtype, own) / 1e9:9.2f}" for n in rows)
+        needs = "".join(f"{training_bytes(model, n, dtype, own) / 1e9:9.2f}" for n in ROWS)
         fits = [rows_that_fit(model, dtype, gb * 1e9, step_rows, own) for gb in cards]
         print(f"  {name:<22}{needs}" + "".join(f"{n or '—':>7}" for n in fits))
+    print_sharded_memory(dtype, "gpt2-1558m", cards)
+
+
+def print_sharded_memory(dtype: torch.dtype, name: str, cards: tuple[int, ...]) -> None:
+    """The same for one preset with --parallel fsdp, per card, on one node of eight and on two."""
+    config, model = preset_model(name)
+    step_rows = config.total_batch_size // config.block_size
+    for ranks in (8, 16):
+        needs = "".join(f"{training_bytes(model, n, dtype, None, ranks) / 1e9:9.2f}" for n in ROWS)
+        fits = [
+            rows_that_fit(model, dtype, gb * 1e9, step_rows // ranks, None, ranks) for gb in cards
+        ]
+        label = f"{name}, fsdp, {ranks}"
+        print(f"  {label:<22}{needs}" + "".join(f"{n or '—':>7}" for n in fits))
 
 
 def print_estimates(flops_per_second: float, device_name: str) -> None:

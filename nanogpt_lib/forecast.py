@@ -3,11 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 import torch.nn as nn
 
 from nanogpt_lib.config import TrainConfig, divisors
-from nanogpt_lib.support.memory import training_bytes
 
 LOG_LINE = 250  # bytes of log.jsonl per step, rounded up
 
@@ -83,24 +81,6 @@ def checkpoints_at_once(config: TrainConfig, step: int = 0) -> int:
 
 
 # --- memory -------------------------------------------------------------------------------------
-
-
-def step_bytes(
-    model: nn.Module, rows: int, dtype: torch.dtype, optimizer_bytes: int, shards: int = 1
-) -> int:
-    """Peak memory of a training step on one process, as `training_bytes`, also with FSDP.
-
-    Sharded, a process holds 1/shards of weights, gradients and optimizer state; besides, what is
-    gathered at a time: embedding and two blocks, with their gradients.
-    """
-    whole = training_bytes(model, rows, dtype, optimizer_bytes)
-    if shards == 1:
-        return whole
-    parameters = sum(p.numel() for p in model.parameters())
-    blocks = [sum(p.numel() for p in block.parameters()) for block in model.transformer.h]
-    gathered = parameters - sum(blocks) + 2 * max(blocks)
-    fixed = 8 * parameters + optimizer_bytes
-    return whole - fixed + fixed // shards + 8 * gathered
 
 
 def rows_within(memory: float, share: int, rows: int, need: Callable[[int], float]) -> int:

@@ -9,9 +9,10 @@
 The kind of source is detected from its contents and reported in one line on stderr.
 """
 
+import contextlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +21,18 @@ from torch import Tensor
 from nanogpt_lib.checkpoint import newest_checkpoint
 from nanogpt_lib.choices import MODELS
 from nanogpt_lib.model import GPT, GPTConfig, load_weights
-from nanogpt_lib.pretrained import GPT2_SIZES, crop_block_size, load_pretrained
+from nanogpt_lib.pretrained import GPT2_SIZES, crop_block_size, from_huggingface
 from nanogpt_lib.support.checkpoint_files import TensorFiles
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.foreign_checkpoints import newest_file, read_foreign
-from nanogpt_lib.support.huggingface import WEIGHTS, checked_shape
+from nanogpt_lib.support.huggingface import (
+    WEIGHTS,
+    check_sizes,
+    checked_shape,
+    read_config,
+    read_weights,
+)
+from nanogpt_lib.support.lazy_tensors import LazyTensors, without_contents
 from nanogpt_lib.support.tokenizer_files import by_rows, read_alphabet, read_tokenizer
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 
@@ -38,7 +46,7 @@ class Found:
     """What was read from a source."""
 
     config: dict  # fields of a GPTConfig
-    state: dict[str, Tensor]  # with the names and shapes of the model's own state dict
+    state: LazyTensors  # with the names and shapes of the model's own state dict
     tokenizer: dict | None  # its description, None if unknown
     about: str  # shown to the user
     model: type[GPT] = GPT
@@ -59,22 +67,39 @@ def load_model(
     how the source was interpreted. Raises UserError if there is no model, or if the tokenizer files
     are neither GPT-2's nor a CharTokenizer's.
     """
-    found = read_model(source, say)
-    config, tokenizer = dict(found.config), None
+    found, tokenizer = open_model(source, say, **changes)
+    with errors_naming(source):
+        model = found.model(GPTConfig(**found.config))
+        load_weights(model, found.state, found.config["vocab_size"])
+    say(f"{source}: {found.about}")
+    return model, tokenizer
+
+
+def open_model(
+    source: str | Path, say: Callable[[str], None] = say_on_stderr, **changes
+) -> tuple[Found, Tokenizer | None]:
+    """What load_model would load, with the `changes` made, before any weights are read."""
+    found, tokenizer = read_model(source, say), None
     if found.tokenizer is not None:
         tokenizer = tokenizer_from(found.tokenizer)
-        config["vocab_size"] = tokenizer.vocab_size  # further rows are padding
+        found.config["vocab_size"] = tokenizer.vocab_size  # further rows are padding
+    with errors_naming(source):
+        length = found.config["block_size"]
+        if changes.get("block_size", length) != length:
+            crop_block_size(found.config, found.state, changes["block_size"])
+    found.config |= changes
+    return found, tokenizer
+
+
+@contextlib.contextmanager
+def errors_naming(source: str | Path) -> Iterator[None]:
+    """Turn what a wrong config or wrong weights raise into a UserError that names the source."""
     try:
-        if changes.get("block_size", config["block_size"]) != config["block_size"]:
-            crop_block_size(config, found.state, changes["block_size"])
-        model = found.model(GPTConfig(**{**config, **changes}))
-        load_weights(model, found.state, config["vocab_size"])
+        yield
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     except (TypeError, ValueError, KeyError, AssertionError) as error:  # an unknown setting
         raise UserError(f"{source}: cannot be built here ({error!r})") from error
-    say(f"{source}: {found.about}")
-    return model, tokenizer
 
 
 def recorded_model() -> tuple[GPT, CharTokenizer]:
@@ -136,10 +161,8 @@ def read_ours(source: Path) -> Found:
         raise UserError(f"{folder}/state.json: damaged ({error})") from error
     if kind not in MODELS:
         raise UserError(f"{folder}: model {kind!r}; this library has {', '.join(MODELS)}")
-    tensors = TensorFiles(folder, "model", saved).everything()
-    state = {name: t.float() for name, t in tensors.items()}
-    if "transformer.wte.weight" in state:  # tied, so saved once
-        state.setdefault("lm_head.weight", state["transformer.wte.weight"])
+    files = TensorFiles(folder, "model", saved)
+    state = tied(without_contents(files.shapes), lambda name: files.rows(name).float())
     if tokenizer.vocab_size != config["vocab_size"]:
         sizes = f"{tokenizer.vocab_size} tokens; the model has {config['vocab_size']}"
         raise UserError(f"{folder}/state.json: the tokenizer has {sizes}")
@@ -147,20 +170,39 @@ def read_ours(source: Path) -> Found:
     return Found(config, state, description, f"our checkpoint {folder.name}, {words}", MODELS[kind])
 
 
+def tied(shapes: dict[str, Tensor], read: Callable[[str], Tensor]) -> LazyTensors:
+    """A state dict in which lm_head is wte, as they may be saved once."""
+    if "transformer.wte.weight" not in shapes or "lm_head.weight" in shapes:
+        return LazyTensors(shapes, read)
+    again = {"lm_head.weight": "transformer.wte.weight"}
+    shapes["lm_head.weight"] = shapes["transformer.wte.weight"]
+    return LazyTensors(shapes, lambda name: read(again.get(name, name)))
+
+
 def read_huggingface(source: str) -> Found:
     """Read a Hugging Face checkpoint: a folder, or a name on the hub or in NANOGPT_MIRROR."""
-    config, state = load_pretrained(source)
+    config, tensors = read_config(source), read_weights(source)
+    there, shapes = {}, {}  # by our names: the file's name, the shape
+    for name, tensor in tensors.items():
+        for own, shape in from_huggingface({name: tensor.to("meta")}).items():
+            there[own], shapes[own] = name, shape
+    check_sizes(config, shapes, source)
+
+    def read(own: str) -> Tensor:  # from_huggingface makes copies: one tensor at a time
+        return from_huggingface({there[own]: tensors[there[own]]})[own]
+
     description, words = read_tokenizer(source, config["vocab_size"])
-    return Found(config, state, description, f"Hugging Face checkpoint, {words}")
+    return Found(config, tied(shapes, read), description, f"Hugging Face checkpoint, {words}")
 
 
 def read_others(path: Path) -> Found:
     """Read a checkpoint file of nanoGPT or build-nanogpt; characters come from characters.json."""
-    config, state, origin = read_foreign(path)
+    config, tensors, origin = read_foreign(path)
     if (path.parent / "characters.json").exists():
         description, words = read_alphabet(path.parent, config["vocab_size"])
     else:
         description, words = by_rows(config["vocab_size"])
     if description is None:
         words += ' (put its sorted characters as one "string" into characters.json next to it)'
+    state = LazyTensors({n: t.to("meta") for n, t in tensors.items()}, tensors.__getitem__)
     return Found(config, state, description, f"{path.name} of {origin}, {words}")

@@ -1,5 +1,6 @@
 """A run's shared state, and how to set it up, restore and save it; for train.py."""
 
+import contextlib
 import math
 import re
 from dataclasses import asdict, dataclass, field, fields
@@ -23,11 +24,17 @@ from nanogpt_lib.start import build_model
 from nanogpt_lib.support.datasets import verify_shards
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.files import seal, write_atomically, write_json
-from nanogpt_lib.support.memory import keep_freed_memory, memory_bytes, rows_to_try, training_bytes
+from nanogpt_lib.support.lock_step import layer_by_layer
+from nanogpt_lib.support.memory import (
+    keep_freed_memory,
+    memory_bytes,
+    return_freed_memory,
+    rows_to_try,
+    training_bytes,
+)
 from nanogpt_lib.support.processes import World
 from nanogpt_lib.support.read_ahead import ReadAhead, feed
 from nanogpt_lib.support.run_log import RunLog, external_logger, read_log
-from nanogpt_lib.support.sharding import unsharded
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 
 
@@ -81,9 +88,9 @@ class Run:
         """Rows per evaluation batch: batch_size, but no more than a step has."""
         return min(self.config.batch_size, self.config.total_batch_size // self.config.block_size)
 
-    def plain_model(self) -> GPT:
-        """The model with all its weights, for evaluation; if sharded, every rank must call this."""
-        return unsharded(self.raw, MODELS[self.config.model], self.device)
+    def plain_model(self) -> contextlib.AbstractContextManager[GPT]:
+        """A context with the model to evaluate; if it is sharded, every rank must enter it."""
+        return layer_by_layer(self.raw, MODELS[self.config.model], self.device)
 
     def say(self, text: str) -> None:
         """Print on rank 0."""
@@ -134,12 +141,16 @@ def open_run(
 
 def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict) -> Run:
     """A run ready to train: a new one, or restored from its newest checkpoint."""
+    sharded = config.parallel == "fsdp" and world.size > 1
+    if device.type == "cpu" and sharded:  # chosen to save memory, not time
+        return_freed_memory()
     run, state, folder = open_run(config, world, device, meta)
     run.rows, run.micro_steps = micro_batch(config, world.size)
     run.loader = open_loader(run)
     run.prompt = choose_prompt(run)
     peak = world.size * training_bytes(run.raw, run.rows, run.dtype)  # usually all on one machine
-    if device.type == "cpu" and 2 * peak < (memory_bytes(device) or math.inf):
+    enough = 2 * peak < (memory_bytes(device) or math.inf)
+    if device.type == "cpu" and enough and not sharded:
         keep_freed_memory()
     make_trainable(run)
     if folder:
@@ -267,8 +278,10 @@ def memory_advice(config: TrainConfig, vocab_size: int, world: World, device) ->
         model = MODELS[config.model](model_config(config, vocab_size))
     dtype, (rows, micro_steps) = choose_dtype(device, config.dtype), micro_batch(config, world.size)
     own = state_bytes(OPTIMIZERS[config.optimizer](model, config, dtype))
-    fewer = rows_to_try(model, dtype, memory_bytes(device), rows * micro_steps, rows, own)
-    gigabytes = training_bytes(model, rows, dtype, own) / 1e9
+    ranks = world.size if config.parallel == "fsdp" else 1
+    memory = memory_bytes(device)
+    fewer = rows_to_try(model, dtype, memory, rows * micro_steps, rows, own, ranks)
+    gigabytes = training_bytes(model, rows, dtype, own, ranks) / 1e9
     needed = f"out of memory with {rows} rows; a step needs about {gigabytes:.1f} GB"
     if not fewer:
         return f"{needed}; try a smaller --block-size or model"

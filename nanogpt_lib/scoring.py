@@ -23,7 +23,7 @@ from nanogpt_lib.distributed import all_reduce_sum
 from nanogpt_lib.hellaswag import SCORES, Item, choose_endings
 from nanogpt_lib.model import GPT
 from nanogpt_lib.support.errors import UserError
-from nanogpt_lib.support.evaluating import evaluating
+from nanogpt_lib.support.evaluating import evaluating, join_evaluation
 from nanogpt_lib.support.packed import fast_inference
 from nanogpt_lib.support.processes import World
 from nanogpt_lib.tokenizer import GPT2Tokenizer
@@ -205,6 +205,8 @@ def score_items(
         labels = torch.tensor([item.label for item in mine])
         options = {"device": device, "dtype": dtype, "budget": budget, "progress": progress}
         right = (choose_endings(item_losses(model, mine, **options), mine) == labels).sum(dim=1)
+    else:
+        join_evaluation(model)
     counts = [*map(float, right), float(len(mine))]
     *right, count = all_reduce_sum(counts, world, torch.device(device))
     return {name: r / count for name, r in zip(SCORES, right, strict=True)} | {"items": int(count)}

@@ -3,17 +3,19 @@
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 
 from nanogpt_lib.arguments import modern
-from nanogpt_lib.checkpoint import load_weights_into, newest_checkpoint
+from nanogpt_lib.checkpoint import load_weights_into, newest_checkpoint, weights_of
 from nanogpt_lib.choices import MODELS, SHAPE, model_config
 from nanogpt_lib.config import TrainConfig, flag
-from nanogpt_lib.load import load_model, say_on_stderr
-from nanogpt_lib.model import GPT
+from nanogpt_lib.load import Found, errors_naming, open_model, say_on_stderr
+from nanogpt_lib.model import GPT, GPTConfig, load_weights
 from nanogpt_lib.support.checkpoint_files import shared_checkpoints
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.initialising import sharded_model_of_seed
 from nanogpt_lib.support.processes import World, on_every_rank
-from nanogpt_lib.support.sharding import send_shares, sharded_model
+from nanogpt_lib.support.sharding import copy_rows, sharded_model, without_weights
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, same_tokenizer, tokenizer_from
 
 Tokenizer = GPT2Tokenizer | CharTokenizer
@@ -35,20 +37,14 @@ def build_model(
         raise UserError(f"{config.out}: no checkpoint to evaluate")
     if config.parallel == "fsdp" and world.size > 1:
         model = shares_of_model(config, meta, tokenizer, world, device, folder, state)
-    elif folder:
+    elif folder or config.init_from == "scratch":
+        torch.manual_seed(config.seed)
         model = MODELS[config.model](model_config(config, meta["vocab_size"]))
-        load_weights_into(model, folder, state)
+        if folder:
+            load_weights_into(model, folder, state)
     else:
-        model = first_model(config, meta, tokenizer, world.is_main)
+        model = load_opened(config, open_source(config, meta, tokenizer, world))
     return model.to(device), state, folder
-
-
-def first_model(config: TrainConfig, meta: dict, tokenizer: Tokenizer, is_main: bool) -> GPT:
-    """The whole model of a new run, in main memory."""
-    if config.init_from != "scratch":
-        return model_to_start_from(config, meta, tokenizer, is_main)
-    torch.manual_seed(config.seed)
-    return MODELS[config.model](model_config(config, meta["vocab_size"]))
 
 
 def shares_of_model(
@@ -60,28 +56,27 @@ def shares_of_model(
     folder: Path | None,
     state: dict,
 ) -> GPT:
-    """The sharded model. From a checkpoint each rank reads its own rows.
+    """The sharded model; no rank ever holds more of it than its share and one whole tensor.
 
-    For a new run, rank 0 makes the whole model in main memory, from the usual seed, and sends the
-    others their shares.
+    From files, each rank reads its rows. A new model has the weights that a plain one would get
+    from the same seed.
     """
-    whole = None
+    found = None
 
-    def make() -> dict:
-        nonlocal whole
-        if world.is_main:
-            whole = first_model(config, meta, tokenizer, True)
-        return {name: getattr(config, name) for name in ("model", *SHAPE)}
+    def open_own() -> None:
+        nonlocal found
+        found = open_source(config, meta, tokenizer, world)
 
-    if not folder:  # --init-from may have set its own shape
-        for name, value in on_every_rank(make, world)[0].items():
-            setattr(config, name, value)
-    build = MODELS[config.model]
-    model = sharded_model(lambda: build(model_config(config, meta["vocab_size"])), world, device)
+    if not folder and config.init_from != "scratch":  # it may set its own shape
+        on_every_rank(open_own, world)
+    kind, shape = MODELS[config.model], model_config(config, meta["vocab_size"])
+    if not (folder or found):
+        return sharded_model_of_seed(lambda: kind(shape), config.seed, world, device)
+    model = sharded_model(lambda: kind(shape), world, device)
     if folder:
         load_weights_into(model, folder, state)
     else:
-        send_shares(whole, model)
+        load_shares(model, config, found)
     return model
 
 
@@ -101,27 +96,49 @@ def check_resumable(config: TrainConfig, state: dict, tokenizer: Tokenizer) -> N
         raise UserError(f"--data {config.data}: the run to resume has another tokenizer")
 
 
-def model_to_start_from(
-    config: TrainConfig, meta: dict, tokenizer: Tokenizer, is_main: bool
-) -> GPT:
-    """Load the model of --init-from; copy its kind and the shape of its weights into the settings.
+def open_source(config: TrainConfig, meta: dict, tokenizer: Tokenizer, world: World) -> Found:
+    """Open the model of --init-from; copy its kind and the shape of its weights into the settings.
 
     Raises UserError if a setting asked for a different shape, or if the tokenizers differ.
     """
     names = ("block_size", "dropout", "vocab_multiple", "attention")
     as_it_is = {"block_size", "vocab_multiple"} - config.asked_for
     changes = {name: getattr(config, name) for name in names if name not in as_it_is}
-    say = say_on_stderr if is_main else lambda line: None
-    model, own = load_model(config.init_from, say=say, **changes)
-    if model.config.vocab_size != meta["vocab_size"] or not same_tokenizer(own, tokenizer):
-        known = f"{model.config.vocab_size} tokens" + ("" if own else " of an unknown tokenizer")
+    say = say_on_stderr if world.is_main else lambda line: None
+    found, own = open_model(config.init_from, say, **changes)
+    vocab_size, shape = found.config["vocab_size"], GPTConfig(**found.config)
+    if vocab_size != meta["vocab_size"] or not same_tokenizer(own, tokenizer):
+        known = f"{vocab_size} tokens" + ("" if own else " of an unknown tokenizer")
         raise UserError(
             f"--init-from {config.init_from} has {known}, the data in {config.data} "
             f"{meta['vocab_size']}: the tokenizers differ"
         )
-    kind = next(name for name, kind in MODELS.items() if kind is type(model))
-    for name, value in {"model": kind, **{n: getattr(model.config, n) for n in SHAPE}}.items():
+    kind = next(name for name, kind in MODELS.items() if kind is found.model)
+    for name, value in {"model": kind, **{n: getattr(shape, n) for n in SHAPE}}.items():
         if name in config.asked_for and getattr(config, name) != value:
             raise UserError(f"{flag(name)}: {config.init_from} has {value}")
         setattr(config, name, value)
+    say(f"{config.init_from}: {found.about}")
+    return found
+
+
+def load_opened(config: TrainConfig, found: Found) -> GPT:
+    """The whole model of an opened source."""
+    with errors_naming(config.init_from):
+        model = found.model(GPTConfig(**found.config))
+        load_weights(model, found.state, found.config["vocab_size"])
     return model
+
+
+def load_shares(model: GPT, config: TrainConfig, found: Found) -> None:
+    """Give each rank its rows of the weights of an opened source, one tensor at a time."""
+    with errors_naming(config.init_from):
+        with without_weights():
+            like = found.model(model.config)
+        load_weights(like, found.state.shapes, model.config.vocab_size)  # refuses what does not fit
+        for name, share in weights_of(model).items():
+            whole, rows = found.state[name], share.shape[0]
+            if len(whole) != rows:  # wte, padded to another number of rows
+                tokens = model.config.vocab_size
+                whole = F.pad(whole[:tokens], (0, 0, 0, rows - tokens))
+            copy_rows(share, lambda start, stop, whole=whole: whole[start:stop])

@@ -53,6 +53,7 @@ from nanogpt_lib.scoring import score_items
 from nanogpt_lib.support.cli import run_program
 from nanogpt_lib.support.datasets import read_meta
 from nanogpt_lib.support.errors import UserError, describe_os_error
+from nanogpt_lib.support.evaluating import join_evaluation
 from nanogpt_lib.support.guard import Stopper, claim
 from nanogpt_lib.support.memory import is_out_of_memory
 from nanogpt_lib.support.processes import (
@@ -111,15 +112,18 @@ def evaluate_and_sample(run: Run) -> None:
     config = run.config
     if not any(map(run.due, (config.eval_every, config.hellaswag_every, config.sample_every))):
         return
-    model = run.plain_model()  # a collective if sharded, so once for everything that is due
-    metrics = evaluate(run, model)
-    for name, value in metrics.items():
-        if run.log:
-            run.log.write(run.step, **{name: value})
-    if "val_loss" in metrics:
-        run.val_losses[run.step] = metrics["val_loss"]
-    if run.step and run.due(config.sample_every) and run.world.is_main:
-        run.say(f"step {run.step:5d} | samples\n{draw_samples(run, model)}")
+    with run.plain_model() as model:
+        metrics = evaluate(run, model)
+        for name, value in metrics.items():
+            if run.log:
+                run.log.write(run.step, **{name: value})
+        if "val_loss" in metrics:
+            run.val_losses[run.step] = metrics["val_loss"]
+        if run.step and run.due(config.sample_every):
+            if run.world.is_main:
+                run.say(f"step {run.step:5d} | samples\n{draw_samples(run, model)}")
+            else:
+                join_evaluation(model)
     wait_for_all(run.world)
 
 
@@ -129,9 +133,10 @@ def gradients(run: Run) -> tuple[float, float, float]:
     # dropout depends only on seed, step and rank, so that a resumed run repeats it
     torch.manual_seed((config.seed * 1_000_003 + run.step) * 4096 + run.world.rank)
     loss_sum, watch = torch.zeros((), device=device), Stopwatch(device)
+    always = config.parallel == "fsdp"  # else each rank would sum up whole gradients
     for micro in range(run.micro_steps):
         x, y = run.loader.next_batch()
-        with sync_gradients(run.model, sync=micro == run.micro_steps - 1):
+        with sync_gradients(run.model, sync=always or micro == run.micro_steps - 1):
             with autocast(device, run.dtype):
                 _, loss = run.model(x, y)
             loss = loss / run.micro_steps  # gradients add up; the step's loss is a mean
@@ -269,7 +274,8 @@ def evaluate_only(config: TrainConfig, world: World, device: torch.device, meta:
     run.progress.step = int(state.get("step", 0))
     run.say(f"{describe_data(meta)}, validation: {len(run.val_stream):,} tokens")
     config.max_steps = run.step  # so that everything is due
-    evaluate(run, run.plain_model())
+    with run.plain_model() as model:
+        evaluate(run, model)
     return 0
 
 

@@ -16,9 +16,11 @@ import torch
 
 from conftest import ROOT
 from nanogpt_lib.distributed import all_reduce_sum, sync_gradients, wrap_ddp
+from nanogpt_lib.load import load_model
 from nanogpt_lib.model import GPT, GPTConfig
-from nanogpt_lib.sampling import next_token_logits
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.initialising import Recording, key_of
+from nanogpt_lib.support.lock_step import layer_by_layer
 from nanogpt_lib.support.processes import (
     World,
     longest_wait,
@@ -28,24 +30,44 @@ from nanogpt_lib.support.processes import (
     read_world,
     wait_for_all,
 )
-from nanogpt_lib.support.sharding import give_memory, shard_fsdp, unsharded, without_weights
+from nanogpt_lib.support.sharding import give_memory, shard_fsdp, without_weights
 
 SETUP = """
 import contextlib
 import sys
 import torch
 import torch.distributed as dist
+from nanogpt_lib.config import TrainConfig
 from nanogpt_lib.distributed import *
 from nanogpt_lib.evaluation import validation_loss
+from nanogpt_lib.huggingface import save_huggingface
+from nanogpt_lib.load import open_model
 from nanogpt_lib.loader import TokenLoader
 from nanogpt_lib.model import GPT, GPTConfig
-from nanogpt_lib.sampling import next_token_logits
 from nanogpt_lib.optimizer import make_optimizer
+from nanogpt_lib.sampling import generate
 from nanogpt_lib.shards import TokenStream
+from nanogpt_lib.start import load_shares
+from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.evaluating import join_evaluation
+from nanogpt_lib.support.initialising import sharded_model_of_seed
+from nanogpt_lib.support.lock_step import layer_by_layer
+from nanogpt_lib.support.memory import training_bytes
 from nanogpt_lib.support.processes import process_group, read_world, wait_for_all
 from nanogpt_lib.support.sharding import *
 
 CPU = torch.device("cpu")
+
+
+def peak_bytes(function):
+    with torch.profiler.profile(profile_memory=True) as profile:
+        function()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held, most = 0, 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
 
 
 def model_and_rows(seed=0):
@@ -154,21 +176,35 @@ with process_group(world, CPU):
     saw["held"] = sum(p.to_local().numel() for p in model.parameters())
     moments = {i: s["exp_avg"] for i, s in optimizer.state_dict()["state"].items()}
     saw["moments held"] = sum(m.to_local().numel() for m in moments.values())
-    plain, stream = unsharded(model, GPT, CPU), TokenStream(data, "train")
-    config = GPTConfig(block_size=8, vocab_size=17, n_layer=1, n_head=2, n_embd=16)
-    torch.manual_seed(5)
-    whole = GPT(config) if world.is_main else None
-    sent = sharded_model(lambda: GPT(config), world, CPU)
+    config = GPTConfig(block_size=8, vocab_size=17, n_layer=3, n_head=2, n_embd=16)
+    sent = sharded_model_of_seed(lambda: GPT(config), 5, world, CPU)
+    stream = TokenStream(data, "train")
+    saw["random"] = torch.rand(1)
     saw["shares"] = sum(p.to_local().numel() for p in sent.parameters())
-    send_shares(whole, sent)
     saw["tied"] = sent.lm_head.weight is sent.transformer.wte.weight
-    sent(x, y)[1].backward()
-    saw["tied after a step"] = sent.lm_head.weight is sent.transformer.wte.weight
     saw["sent"] = {n: full_tensor(p.detach()) for n, p in sent.named_parameters()}
-    saw["gradient"] = torch.cat([full_tensor(p.grad).flatten() for p in sent.parameters()])
-    if world.is_main:  # no other rank takes part
-        saw["alone"] = next_token_logits(plain, plain.transformer(x))
-    saw["uneven"] = validation_loss(plain, stream, tokens=5 * 8, batch_size=1, world=world)
+    saw["blocks"] = []  # how many of them are whole while one runs
+
+    def count(*_):
+        norms = [block.ln_1.weight for block in sent.transformer.h]
+        saw["blocks"].append(sum(not hasattr(weight, "to_local") for weight in norms))
+
+    for when in ("before", "after"):  # before the sharded model's own first pass, and after it
+        with layer_by_layer(sent, GPT, CPU) as plain:
+            for block in plain.transformer.h:
+                block.mlp.register_forward_hook(count)
+            uneven = dict(tokens=5 * 8, batch_size=1, world=world)
+            saw["uneven " + when] = validation_loss(plain, stream, **uneven)
+            if world.is_main:
+                saw["text " + when] = generate(plain, x[:1, :4], 12, temperature=0)
+            else:
+                join_evaluation(plain)
+        saw["sharded again " + when] = all(hasattr(p, "to_local") for p in sent.parameters())
+        if when == "before":
+            sent(x, y)[1].backward()
+            saw["tied after a step"] = sent.lm_head.weight is sent.transformer.wte.weight
+            saw["gradient"] = torch.cat([full_tensor(p.grad).flatten() for p in sent.parameters()])
+            torch.optim.SGD(sent.parameters(), lr=0.5).step()
     saw["whole"] = {n: full_tensor(p.detach()) for n, p in model.named_parameters()}
     mine = [p.detach() for p in model.parameters()]
     fulls = [full_tensor(p) for p in mine]
@@ -178,6 +214,31 @@ with process_group(world, CPU):
     saw["cut"] = all(torch.equal(a.to_local(), p.to_local()) for a, p in zip(again, mine))
     parts = [own_rows(p, world) for p in mine]
     saw["parts"] = [torch.zeros(0) if part is None else part for part in parts]
+
+    if world.is_main:  # a Hugging Face folder: matrices transposed, wte without padding
+        save_huggingface(f"{out}/gpt2", vars(config), GPT(config).state_dict())
+    wait_for_all(world)
+    found, _ = open_model(f"{out}/gpt2", block_size=4, vocab_multiple=8)
+    read, config = sharded_model(lambda: GPT(GPTConfig(**found.config)), world, CPU), TrainConfig()
+    load_shares(read, config, found)
+    saw["read"] = {n: full_tensor(p.detach()) for n, p in read.named_parameters()}
+    del found.state.shapes["transformer.ln_f.bias"]
+    try:
+        load_shares(read, config, found)
+    except UserError as error:
+        saw["refused"] = str(error)
+
+    config = GPTConfig(block_size=64, vocab_size=300, n_layer=4, n_head=2, n_embd=128)
+    big = sharded_model_of_seed(lambda: GPT(config), 5, world, CPU)
+    optimizer, rows = make_optimizer(big, learning_rate=1e-3), torch.zeros(1, 64, dtype=torch.long)
+
+    def step():
+        big(rows, rows)[1].backward()
+
+    step()
+    optimizer.step()
+    share = 16 * sum(p.to_local().numel() for p in big.parameters())
+    saw["peak"] = share + peak_bytes(step), training_bytes(big, 1, torch.float32, ranks=2)
 
     saw["sums"] = all_reduce_sum([0.1, 2.0**60 + world.rank, float(world.rank)], world, CPU)
     wait_for_all(world)
@@ -354,20 +415,66 @@ def test_each_rank_holds_its_share_and_makes_it_whole_again(ranks, reference):
         assert torch.equal(torch.cat([r for r in rows if r.numel()]), tensor)  # as in the files
 
 
-def test_a_sharded_model_that_rank_0_sends_out_is_the_plain_one_of_the_same_seed(ranks):
-    """A vocabulary of 17 over two ranks: nine rows and eight."""
+@pytest.fixture(scope="module")
+def of_seed_5():
+    """The plain model that the ranks shard: a vocabulary of 17 over two ranks, 9 rows and 8."""
     torch.manual_seed(5)
-    model = GPT(GPTConfig(block_size=8, vocab_size=17, n_layer=1, n_head=2, n_embd=16))
+    return GPT(GPTConfig(block_size=8, vocab_size=17, n_layer=3, n_head=2, n_embd=16))
+
+
+def test_a_new_sharded_model_is_the_plain_one_of_the_same_seed(ranks, of_seed_5):
+    model, random = of_seed_5, torch.rand(1)
     total = sum(p.numel() for p in model.parameters())
     assert sum(saw["shares"] for saw in ranks) == total > 1.8 * max(s["shares"] for s in ranks)
     tokens = torch.randint(16, (8, 9), generator=torch.Generator().manual_seed(1))
     model(tokens[:, :-1], tokens[:, 1:])[1].backward()
     for saw in ranks:
         assert saw["tied"] and saw["tied after a step"]
+        assert torch.equal(saw["random"], random)  # and what is drawn next
         assert saw["sent"].keys() == dict(model.named_parameters()).keys()
         assert all(torch.equal(saw["sent"][name], p) for name, p in model.named_parameters())
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
         torch.testing.assert_close(saw["gradient"], gradient, atol=1e-6, rtol=0)
+
+
+def test_each_rank_reads_its_rows_of_a_hugging_face_folder(ranks, tmp_path_factory):
+    """Cropped to 4 positions and padded to 24 rows, as load_model does."""
+    folder = next(tmp_path_factory.getbasetemp().glob("ranks*")) / "gpt2"
+    model, _ = load_model(folder, say=lambda line: None, block_size=4, vocab_multiple=8)
+    for saw in ranks:
+        assert saw["read"].keys() == dict(model.named_parameters()).keys()
+        assert all(torch.equal(saw["read"][name], p) for name, p in model.named_parameters())
+        assert saw["refused"].endswith("differ in 1 tensors, e.g. transformer.ln_f.bias")
+
+
+def test_an_initialisation_is_repeated_tensor_by_tensor_whatever_it_does():
+    class Odd(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain, self.noise = torch.nn.Parameter(torch.ones(3)), torch.nn.Linear(5, 5)
+            self.matrix = torch.nn.Parameter(torch.randn(4, 4))
+            self.table = torch.nn.Embedding(7, 3, padding_idx=2)
+            self.noise.weight.data.normal_(0, 0.3).mul_(2)
+            with torch.no_grad():
+                self.matrix[1:2].zero_()
+                self.matrix.clamp_(-1, 1)
+
+    torch.manual_seed(1)
+    plain, state = Odd(), torch.get_rng_state()
+    torch.manual_seed(1)
+    with Recording() as recording, without_weights(recording.note):
+        model = Odd()
+    assert torch.equal(torch.get_rng_state(), state)
+    for (name, p), bare in zip(plain.named_parameters(), model.parameters(), strict=True):
+        assert bare.is_meta
+        assert torch.equal(recording.recipes[key_of(bare)].make(bare), p), name
+
+
+def test_an_initialisation_from_another_parameter_is_refused_in_one_line():
+    with Recording() as recording, without_weights(recording.note):
+        a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+        with torch.no_grad(), pytest.raises(UserError, match="needs whole tensors; take ddp"):
+            a.weight.copy_(b.weight)
 
 
 def test_a_model_without_weights_has_buffers_and_takes_no_memory_until_it_is_given_some():
@@ -387,16 +494,29 @@ def test_a_model_without_weights_has_buffers_and_takes_no_memory_until_it_is_giv
     assert not torch.nn.Linear(2, 2).weight.is_meta  # and everything is as before
 
 
-def test_a_plain_copy_of_sharded_weights_serves_ranks_that_do_unequal_work(
-    ranks, reference, numbers
+def test_sharded_weights_are_evaluated_block_by_block_by_ranks_with_unequal_work(
+    ranks, of_seed_5, reference, numbers
 ):
-    """Five windows over two ranks: a sharded forward pass would hang."""
-    model, x, _ = reference["model_and_rows"]()
-    model.load_state_dict(ranks[0]["whole"], strict=False)  # lm_head is wte
-    torch.testing.assert_close(ranks[0]["alone"], next_token_logits(model, model.transformer(x)))
+    """Five windows over two ranks, and a text that only rank 0 draws, longer than its context."""
+    model, x, y = of_seed_5, *reference["model_and_rows"]()[1:]
+    model.zero_grad()
     stream = reference["TokenStream"](numbers, "train")
-    loss = reference["validation_loss"](model, stream, tokens=5 * 8, batch_size=1)
-    assert [saw["uneven"] for saw in ranks] == pytest.approx([loss, loss], abs=1e-6)
+    for when in ("before", "after"):
+        loss = reference["validation_loss"](model, stream, tokens=5 * 8, batch_size=1)
+        assert [saw["uneven " + when] for saw in ranks] == pytest.approx([loss, loss], abs=1e-6)
+        text = reference["generate"](model, x[:1, :4], 12, temperature=0)
+        assert torch.equal(ranks[0]["text " + when], text)
+        assert all(saw["sharded again " + when] for saw in ranks)
+        model(x, y)[1].backward()
+        torch.optim.SGD(model.parameters(), lr=0.5).step()
+    for saw in ranks:  # three passes each of the windows, and 12 of the text
+        assert set(saw["blocks"]) == {1} and len(saw["blocks"]) == 2 * 3 * (3 + 12)
+
+
+def test_the_memory_of_a_sharded_step_is_within_a_quarter_of_the_formula(ranks):
+    for saw in ranks:
+        measured, said = saw["peak"]
+        assert 0.97 * measured < said < 1.25 * measured
 
 
 def test_sums_over_processes_are_float64_and_the_same_everywhere(ranks):
@@ -426,7 +546,8 @@ def test_without_torchrun_there_is_one_process_and_nothing_to_wait_for(monkeypat
         assert wrap_ddp(model, world, cpu) is model
         assert isinstance(sync_gradients(model, sync=False), contextlib.nullcontext)
         shard_fsdp(model, [], world, cpu)
-        assert unsharded(model, GPT, cpu) is model and type(model) is torch.nn.Linear
+        with layer_by_layer(model, GPT, cpu) as same:
+            assert same is model and type(model) is torch.nn.Linear
         assert on_every_rank(lambda: 5, world) == [5]
         assert all_reduce_sum([0.1, 3.0], world, cpu) == [0.1, 3.0]
         wait_for_all(world)
@@ -456,9 +577,9 @@ def test_how_long_to_wait_for_the_others_can_be_set(monkeypatch):
     assert longest_wait().total_seconds() == 3600  # a checkpoint of 19 GB on a slow disk
     monkeypatch.setenv("NANOGPT_WAIT_MINUTES", "90")
     assert longest_wait().total_seconds() == 5400
-    for wrong in ("", "0", "1h", "-1"):
+    for wrong in ("", "0", "1h", "-1", "inf"):
         monkeypatch.setenv("NANOGPT_WAIT_MINUTES", wrong)
-        with pytest.raises(UserError, match="must be a number of minutes"):
+        with pytest.raises(UserError, match="must be a number of minutes above 0"):
             longest_wait()
 
 

@@ -120,6 +120,20 @@ def test_the_memory_formula_meets_what_a_step_takes(rows, shape, dtype, name):
     assert growth - loss == pytest.approx(twice - once, rel=0.005)
 
 
+def test_gpt2_1558m_fits_eight_cards_of_24_gb_and_two_nodes_of_them_but_no_single_one():
+    config = TrainConfig(**PRESETS["gpt2-1558m"])
+    with torch.device("meta"):
+        model = GPT(model_config(config, 50257))
+    alone, eight, sixteen = (
+        module.training_bytes(model, 4, torch.bfloat16, ranks=ranks) / 1e9 for ranks in (1, 8, 16)
+    )
+    share = 16 * sum(p.numel() for p in model.parameters()) / 1e9  # 24.9 GB in all
+    assert eight - sixteen == pytest.approx(share / 8 - share / 16)
+    assert sixteen < eight < 0.9 * 24 < 24 < share < alone
+    assert module.rows_that_fit(model, torch.bfloat16, 24e9, 64, ranks=8) == 4
+    assert module.rows_that_fit(model, torch.bfloat16, 24e9, 64) == 0
+
+
 def test_more_rows_length_or_width_need_more_and_attention_by_hand_most():
     base = module.training_bytes(tiny(), 4, torch.bfloat16)
     for more in (dict(block_size=32), dict(n_embd=32), dict(n_layer=3), dict(attention="manual")):

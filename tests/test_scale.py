@@ -17,10 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from conftest import ROOT, TINY, log_of, program
 from nanogpt_lib import train
+from nanogpt_lib.checkpoint import save_checkpoint, weights_of
 from nanogpt_lib.load import load_model
+from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.optimizer import make_optimizer
 from nanogpt_lib.recipes.text import write_splits
 from nanogpt_lib.support.checkpoint_files import TensorFiles, checkpoints, read_state
 from nanogpt_lib.tokenizer import GPT2Tokenizer
@@ -82,16 +86,23 @@ def as_it_was(run: Path, step: int, copy: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def legs(flags, tmp_path_factory) -> dict[str, Path]:
-    """one: steps 1 to 6. nodes: 3 to 6 of it, sharded. four: 5 and 6 of that, not sharded."""
+    """one: steps 1 to 6. nodes: 3 to 6 of it, sharded. four: 5 and 6 of that, not sharded.
+
+    shards: steps 1 to 6 of a new run on four sharded ranks. again: 5 and 6 of it, resumed.
+    """
     folder, said = tmp_path_factory.mktemp("runs"), {}
     assert train.main([*flags, "--out", str(folder / "one")]) == 0
     out = as_it_was(folder / "one", 2, folder / "nodes")
     said["nodes"] = torchrun(2, 1, "--resume", "--out", out, "--parallel", "fsdp")
     out = as_it_was(out, 4, folder / "four")
     said["four"] = torchrun(1, 4, "--resume", "--out", out, "--parallel", "ddp", "--batch-size", 2)
+    sharded = ["--parallel", "fsdp", "--batch-size", 2]
+    said["shards"] = torchrun(1, 4, *flags, "--out", folder / "shards", *sharded)
+    out = as_it_was(folder / "shards", 4, folder / "again")
+    said["again"] = torchrun(1, 4, "--resume", "--out", out)
     for name, outputs in said.items():
         (folder / name / "stdout.txt").write_text("".join(outputs), encoding="utf-8")
-    return {name: folder / name for name in ("one", "nodes", "four")}
+    return {name: folder / name for name in ("one", *said)}
 
 
 def test_two_nodes_joined_by_rendezvous_resume_one_process_and_shard_its_weights(legs):
@@ -107,7 +118,7 @@ def test_four_processes_resume_what_two_sharded_ones_saved(legs):
     assert "step_000004 at step 4" in said
 
 
-@pytest.mark.parametrize("leg", ["nodes", "four"])
+@pytest.mark.parametrize("leg", ["nodes", "four", "shards"])
 @pytest.mark.parametrize("kind", ["train_loss", "grad_norm", "lr", "val_loss", "hellaswag"])
 def test_losses_norms_and_scores_do_not_depend_on_the_world(legs, leg, kind):
     one, other = (
@@ -118,7 +129,7 @@ def test_losses_norms_and_scores_do_not_depend_on_the_world(legs, leg, kind):
     assert kind != "val_loss" or one[6] < one[0] - 0.01  # and it learns
 
 
-@pytest.mark.parametrize("leg", ["nodes", "four"])
+@pytest.mark.parametrize("leg", ["nodes", "four", "shards"])
 def test_checkpoints_are_the_same_files_whoever_wrote_them(legs, leg):
     theirs, ours = checkpoints(legs["one"])[-1], checkpoints(legs[leg])[-1]
     assert theirs.name == ours.name == "step_000006"
@@ -143,6 +154,33 @@ def test_sharded_processes_save_their_shares_and_anyone_reads_them(legs):
     done = program("train.py", "--eval-only", "--resume", "--out", legs["nodes"])
     last = [r["val_loss"] for r in log_of(legs["nodes"]) if "val_loss" in r][-1]
     assert f"validation loss {last:.4f}" in done.stdout, done.stderr
+
+
+def test_a_sharded_run_resumed_by_as_many_ranks_is_the_same_bit_for_bit(legs):
+    (one, again), files = (checkpoints(legs[name])[-1] for name in ("shards", "again")), []
+    for path in sorted(one.glob("*.safetensors")):
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+        files.append(path.name)
+    assert len(files) == 8 and log_of(legs["shards"]) == log_of(legs["again"])
+
+
+def test_pytorchs_distributed_checkpoint_reads_the_shards_without_a_pickle(legs, tmp_path):
+    """And what it has read can be saved as a plain checkpoint: the same as of four plain ranks."""
+    folder, options = checkpoints(legs["nodes"])[-1], dict(no_dist=True)
+    whole = {
+        name: TensorFiles(folder, name, read_state(folder)).everything()
+        for name in ("model", "optimizer")
+    }
+    read = {n: torch.full_like(t, -1) for part in whole.values() for n, t in part.items()}
+    dcp.load(read, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), **options)
+    assert all(torch.equal(read[n], t) for part in whole.values() for n, t in part.items())
+    assert not list(folder.glob("*.metadata")) and not list(folder.glob(".metadata"))
+    model = GPT(GPTConfig(**read_state(folder)["model_config"]))
+    dcp.load(weights_of(model), storage_reader=dcp.HuggingFaceStorageReader(str(folder)), **options)
+    optimizer = make_optimizer(model, learning_rate=0.0)
+    plain = save_checkpoint(tmp_path, 6, model, optimizer, {})
+    copy = TensorFiles(plain, "model", read_state(plain)).everything()
+    assert all(torch.equal(copy[n], t) for n, t in whole["model"].items())
 
 
 def test_two_nodes_without_a_shared_folder_are_refused_in_one_line(legs, tmp_path):
@@ -173,7 +211,7 @@ def test_two_nodes_without_a_shared_folder_are_refused_in_one_line(legs, tmp_pat
     ]  # nothing was overwritten
 
 
-@pytest.mark.parametrize("leg", ["nodes", "four"])
+@pytest.mark.parametrize("leg", ["nodes", "four", "shards"])
 def test_samples_are_the_same_text_in_every_world(legs, leg):
     texts = [(legs[name] / "samples.txt").read_text(encoding="utf-8") for name in ("one", leg)]
     assert texts[0] == texts[1] and texts[0].count("=== step") == 3

@@ -16,12 +16,11 @@ from torch import Tensor
 from nanogpt_lib.checkpoint import optimizer_tensors, weights_of
 from nanogpt_lib.config import TrainConfig
 from nanogpt_lib.device import choose_dtype
-from nanogpt_lib.forecast import step_bytes
 from nanogpt_lib.preflight.machine import digest, local_size
 from nanogpt_lib.run import Run, prepare
 from nanogpt_lib.support.checks import Checks, quiet
 from nanogpt_lib.support.guard import Stopper
-from nanogpt_lib.support.memory import memory_bytes
+from nanogpt_lib.support.memory import memory_bytes, training_bytes
 from nanogpt_lib.support.processes import World
 
 
@@ -65,7 +64,7 @@ class Flight:
         """Bytes of a step with so many rows, by the formula."""
         if shards is None:
             shards = self.world.size if self.config.parallel == "fsdp" else 1
-        return step_bytes(self.model, rows, self.dtype, self.optimizer_bytes, shards)
+        return training_bytes(self.model, rows, self.dtype, self.optimizer_bytes, shards)
 
 
 # --- building, and letting go -------------------------------------------------------------------

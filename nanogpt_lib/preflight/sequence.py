@@ -46,7 +46,7 @@ from nanogpt_lib.preflight.machine import (
 )
 from nanogpt_lib.preflight.processes import against_one, one_process
 from nanogpt_lib.preflight.whole_run import whole_run
-from nanogpt_lib.start import first_model
+from nanogpt_lib.start import open_source
 from nanogpt_lib.support.checks import Checks, Note, quiet
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.files import in_units
@@ -128,7 +128,7 @@ def plan_model(flight: Flight) -> str:
     items = read_items(config.hellaswag_data, tokenizer) if config.hellaswag_every else []
     if config.init_from != "scratch" and not config.resume:  # it brings its shape
         with quiet():
-            first_model(config, flight.meta, tokenizer, False)
+            open_source(config, flight.meta, tokenizer, World())
     with torch.device("meta"):
         flight.model = MODELS[config.model](model_config(config, vocab_size))
     optimizer = OPTIMIZERS[config.optimizer](flight.model, config, flight.dtype)

@@ -2,7 +2,8 @@
 
 A checkpoint's tensors are in NAME.safetensors or, if each process holds a share (FSDP), in one file
 per process: NAME_rank_0003-of-0008.safetensors has rank 3's rows of every tensor. Concatenated in
-rank order they give the full tensor, so any number of processes can read them.
+rank order they give the full tensor, so any number of processes can read them; so can PyTorch's
+torch.distributed.checkpoint, with its HuggingFaceStorageReader.
 """
 
 import contextlib
@@ -15,13 +16,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.files import file_sha256, flush_names, read_sealed
+from nanogpt_lib.support.heartbeat import writing
 from nanogpt_lib.support.processes import World, on_every_rank, refuse
-from nanogpt_lib.support.sharding import copy_rows, own_rows
+from nanogpt_lib.support.sharding import copy_rows, save_rows
 
 FORMATS = (1, 2)  # optimizer state is keyed by parameter number in 1, by parameter name in 2
 
@@ -31,7 +32,7 @@ FORMATS = (1, 2)  # optimizer state is keyed by parameter number in 1, by parame
 
 def checkpoints(out: str | Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first; half-written ones (.tmp) are not listed."""
-    found = (Path(out) / "checkpoints").glob("step_*")
+    found = Path(out, "checkpoints").glob("step_*")
     return sorted((p for p in found if p.name[5:].isdecimal()), key=step_of)
 
 
@@ -63,9 +64,9 @@ def shared_checkpoints(out: str | Path, world: World) -> list[Path]:
 
 @contextlib.contextmanager
 def written_beside(final: Path, writers: World) -> Iterator[Path]:
-    """Yield a temporary folder next to `final`; it is renamed to `final` if the block succeeds.
+    """Yield a temporary folder next to `final`, and rename it to `final` if the block succeeds.
 
-    All `writers` must call this. Raises UserError, and cleans up, if writing fails (a full disk).
+    All `writers` must call this. Raises UserError and cleans up if writing fails (a full disk).
     """
     temporary, old = (final.with_name(final.name + end) for end in (".tmp", ".old.tmp"))
 
@@ -77,7 +78,8 @@ def written_beside(final: Path, writers: World) -> Iterator[Path]:
 
     try:
         on_every_rank(begin, writers)
-        yield temporary
+        with writing(temporary):
+            yield temporary
         if writers.is_main:
             flush_names(temporary)
             with contextlib.suppress(FileNotFoundError):  # exists only if it is damaged
@@ -104,9 +106,8 @@ def write_tensors(
         for name, tensors in contents.items():
             part = f"_rank_{writers.rank:04d}-of-{writers.size:04d}" if writers.size > 1 else ""
             path = folder / f"{name}{part}.safetensors"
-            own = {key: own_rows(tensor, writers) for key, tensor in tensors.items()}
             try:
-                save_file({key: t for key, t in own.items() if t is not None}, path)
+                save_rows(path, tensors, writers)
             except SafetensorError as error:
                 raise OSError(str(error)) from error
             with open(path, "rb+") as file:
@@ -279,8 +280,8 @@ def prune(out: str | Path, saved: int, keep: int, val_losses: dict[int, float]) 
     whole = [folder for folder in folders if step_of(folder) == saved or is_complete(folder)]
     if not whole:
         return
-    rated = [folder for folder in whole if step_of(folder) in val_losses]
-    best = min(rated, key=lambda folder: val_losses[step_of(folder)], default=None)
+    rated = [f for f in whole if step_of(f) in val_losses]
+    best = min(rated, key=lambda f: val_losses[step_of(f)], default=None)
     for folder in folders:
         if keep and folder != best and step_of(folder) < step_of(whole[-keep:][0]):
             discard(folder)

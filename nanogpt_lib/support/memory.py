@@ -36,14 +36,30 @@ def keep_freed_memory() -> bool:
     return bool(told and mallopt(trim_threshold, -1))  # never return it
 
 
+def return_freed_memory() -> bool:
+    """Let the C library return freed blocks over 1 MB to the system; for sharded runs on a CPU.
+
+    By default glibc soon keeps blocks of up to 32 MB, and what FSDP gathers and frees leaves holes:
+    four ranks of a model of 76M parameters then needed 1.7 times as much. Returns whether glibc
+    accepted it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.system() == "Linux" else None
+    mmap_threshold = -3  # the option's number in malloc.h
+    return bool(mallopt and mallopt(mmap_threshold, 2**20))
+
+
 def training_bytes(
-    model: nn.Module, rows: int, dtype: torch.dtype, optimizer_bytes: int | None = None
+    model: nn.Module,
+    rows: int,
+    dtype: torch.dtype,
+    optimizer_bytes: int | None = None,
+    ranks: int = 1,
 ) -> int:
     """Peak memory of a training step on rows × block_size tokens, in bytes; without dropout.
 
     The peak is at the start of the backward pass: weights, gradients of earlier micro-batches, the
     optimizer's state (`optimizer_bytes`; by default AdamW's, the largest), saved activations, and
-    the loss with its gradient.
+    the loss with its gradient. `ranks` above 1: per rank, sharded over so many (FSDP).
     """
     config, fp32 = model.config, 4
     size = 4 if dtype == torch.float32 else 2  # of an input or output of a matrix product
@@ -72,9 +88,23 @@ def training_bytes(
     gradients = 4 * C * (size if once else fp32)
     loss = max(size * config.padded_vocab_size + 2 * fp32 * V, gradients)
     tokens = rows * config.block_size
-    weights_and_gradients = 2 * fp32 * parameters
-    fixed = weights_and_gradients + optimizer_bytes + copies
-    return fixed + tokens * (config.n_layer * layer + head + loss)
+    fixed = 2 * fp32 * parameters + optimizer_bytes
+    step = copies + tokens * (config.n_layer * layer + head + loss)
+    return fixed + step if ranks == 1 else -(-fixed // ranks) + sharded_step_bytes(model, step)
+
+
+def sharded_step_bytes(model: nn.Module, step: int) -> int:
+    """What a step takes beside a rank's share, if it takes `step` bytes with plain weights.
+
+    In addition wte, wpe and ln_f are gathered, and of the blocks, at the peak, the equivalent of
+    four: weights and gradients, each once more in a buffer for sending. Autocast's copies of all
+    weights are not sharded. At the end of the backward pass, when the activations are free, wte
+    takes four times its size: itself, its gradients as table and as head, and a buffer.
+    """
+    size = 4 * sum(p.numel() for p in model.parameters())
+    blocks = [4 * sum(p.numel() for p in block.parameters()) for block in model.transformer.h]
+    outside = size - sum(blocks)
+    return max(step + outside + 4 * max(blocks), 4 * outside)
 
 
 def cgroup_limit(
@@ -158,12 +188,14 @@ def rows_that_fit(
     memory: float,
     step_rows: int,
     optimizer_bytes: int | None = None,
+    ranks: int = 1,
 ) -> int:
     """The largest micro-batch that divides step_rows and fits into `memory` bytes; 0 if none does.
 
     A tenth is left for fragmentation and the libraries' own buffers.
     """
-    need = functools.partial(training_bytes, model, dtype=dtype, optimizer_bytes=optimizer_bytes)
+    options = dict(dtype=dtype, optimizer_bytes=optimizer_bytes, ranks=ranks)
+    need = functools.partial(training_bytes, model, **options)
     divisors = (n for n in range(step_rows, 0, -1) if step_rows % n == 0)
     return next((n for n in divisors if need(rows=n) <= 0.9 * memory), 0)
 
@@ -175,16 +207,18 @@ def rows_to_try(
     step_rows: int,
     rows: int,
     optimizer_bytes: int | None = None,
+    ranks: int = 1,
 ) -> int:
     """The micro-batch to try after `rows` ran out of memory; 0 if there is no smaller one.
 
     If the formula said that `rows` fit, less memory is free than it seems: then try half.
     """
     smaller = [n for n in range(rows - 1, 0, -1) if step_rows % n == 0]
-    expected = memory is None or training_bytes(model, rows, dtype, optimizer_bytes) <= 0.9 * memory
+    needed = training_bytes(model, rows, dtype, optimizer_bytes, ranks)
+    expected = memory is None or needed <= 0.9 * memory
     limit = rows // 2
     if not expected:
-        limit = max(1, rows_that_fit(model, dtype, memory, step_rows, optimizer_bytes))
+        limit = max(1, rows_that_fit(model, dtype, memory, step_rows, optimizer_bytes, ranks))
     return next((n for n in smaller if n <= limit), 0)
 
 

@@ -15,10 +15,14 @@ import torch
 import torch.distributed as dist
 
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.heartbeat import Heartbeat, within
 
 # Rank 0 writes, flushes and hashes a checkpoint while the others wait in a collective: 19 GB on a
-# slow network disk may exceed the backends' default timeouts (NCCL 10 minutes, gloo 30).
+# slow network disk may exceed the backends' default timeouts (NCCL 10 minutes, gloo 30). So these
+# are put out of the way (a day), and heartbeat.py ends a run in which a rank hangs.
 LONGEST_WAIT_MINUTES = 60
+LONGEST_SILENCE_SECONDS = 120
+COLLECTIVE_TIMEOUT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,25 @@ def own_device(device: torch.device, world: World) -> torch.device:
 
 
 def longest_wait() -> timedelta:
-    """How long a process waits for the others: an hour, or NANOGPT_WAIT_MINUTES."""
-    minutes = os.environ.get("NANOGPT_WAIT_MINUTES", str(LONGEST_WAIT_MINUTES))
-    if not (minutes.isascii() and minutes.isdecimal() and 0 < int(minutes) < 10**6):
-        raise UserError(f"NANOGPT_WAIT_MINUTES={minutes!r} must be a number of minutes, 1 or more")
-    return timedelta(minutes=int(minutes))
+    """How long processes wait without any progress: an hour, or NANOGPT_WAIT_MINUTES.
+
+    A checkpoint that is being written is progress, however slowly it grows.
+    """
+    return timedelta(minutes=number_set("NANOGPT_WAIT_MINUTES", LONGEST_WAIT_MINUTES, "minutes"))
+
+
+def longest_silence() -> float:
+    """Seconds after which a silent process counts as hanging: 120, or NANOGPT_SILENCE_SECONDS."""
+    return number_set("NANOGPT_SILENCE_SECONDS", LONGEST_SILENCE_SECONDS, "seconds")
+
+
+def number_set(name: str, default: float, unit: str) -> float:
+    """A positive number from the environment; raises UserError if it is none."""
+    told = os.environ.get(name, str(default))
+    with contextlib.suppress(ValueError):
+        if 0 < float(told) < 10**6:
+            return float(told)
+    raise UserError(f"{name}={told!r} must be a number of {unit} above 0")
 
 
 def stay_on_loopback(world: World) -> None:
@@ -99,7 +117,8 @@ def stay_on_loopback(world: World) -> None:
 def process_group(world: World, device: torch.device) -> Iterator[None]:
     """Join the process group for the length of a `with` block.
 
-    With more than one process, an exception ends this process; see `end_process`.
+    With more than one process, an exception ends this process; see `end_process`. If one hangs, the
+    others say which and end; see `Heartbeat`.
     """
     if world.size == 1:
         yield
@@ -111,23 +130,27 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
     # torchrun keeps its store when it restarts the workers: without a prefix per restart, new
     # workers would read dead workers' addresses and hang
     store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    wait = longest_wait().total_seconds()
+    heartbeat = Heartbeat(store, rank, size, longest_silence(), wait)
     dist.init_process_group(
         "nccl" if nccl else "gloo",
         store=store,
         rank=rank,
         world_size=size,
-        timeout=longest_wait(),
+        timeout=COLLECTIVE_TIMEOUT,
         device_id=device if nccl else None,
     )
+    heartbeat.start()
     try:
         yield
     except BaseException as error:
-        end_process(error, world)
+        end_process(error, world, heartbeat)
+    heartbeat.finish("done")
     dist.destroy_process_group()
 
 
-def end_process(error: BaseException, world: World) -> None:
-    """Print what was wrong and exit at once, so that the other ranks stop waiting too.
+def end_process(error: BaseException, world: World, heartbeat: Heartbeat) -> None:
+    """Print what was wrong, abort the group and exit, so that the other ranks stop waiting too.
 
     An orderly exit would wait for collectives in flight, which may wait for a rank that waits for
     this one. For the same reason the message is printed first.
@@ -147,6 +170,9 @@ def end_process(error: BaseException, world: World) -> None:
         sys.stdout.flush()
         sys.stderr.write(message)
         sys.stderr.flush()
+    heartbeat.finish("failed")
+    if dist.get_backend() == "nccl":  # else the other ranks' kernels wait; gloo notices by itself
+        within(5.0, dist.group.WORLD.abort)
     os._exit(status)
 
 

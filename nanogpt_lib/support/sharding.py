@@ -1,12 +1,15 @@
-"""Sharding a model's weights over processes (FSDP), and gathering them again."""
+"""Sharding a model's weights over processes (FSDP): build, save and load by rows."""
 
 import contextlib
+import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from safetensors.torch import save_file
 from torch import Tensor
 
 from nanogpt_lib.support.errors import UserError
@@ -41,16 +44,20 @@ def shard_blocks(model: nn.Module, blocks: Iterable[nn.Module], mesh) -> None:
 
 
 @contextlib.contextmanager
-def without_weights() -> Iterator[None]:
+def without_weights(note: Callable[[Tensor, Tensor], None] | None = None) -> Iterator[None]:
     """Modules created in this block have buffers, but their parameters take no memory.
 
-    Parameters are on the meta device: shapes without contents. See `give_memory`.
+    Parameters are on the meta device: shapes without contents. See `give_memory`. `note`, if given,
+    is called with every parameter and what takes its place.
     """
     register = nn.Module.register_parameter
 
     def register_on_meta(module, name, parameter):
         if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+            given = parameter
+            parameter = nn.Parameter(given.detach().to("meta"), given.requires_grad)
+            if note:
+                note(given, parameter)
         register(module, name, parameter)
 
     nn.Module.register_parameter = register_on_meta
@@ -88,48 +95,9 @@ def sharded_model(build: Callable[[], nn.Module], world: World, device: torch.de
     return model
 
 
-def send_shares(whole: nn.Module | None, model: nn.Module) -> None:
-    """Fill a sharded model from rank 0's `whole` model, tensor by tensor.
-
-    Every rank must call this; on the others `whole` is None. A card holds one full tensor at a
-    time.
-    """
-    from torch.distributed.tensor import distribute_tensor
-
-    weights = dict(whole.named_parameters()) if whole is not None else {}
-    with torch.no_grad():
-        for name, share in model.named_parameters():
-            device = share.to_local().device
-            if name in weights:
-                tensor = weights[name].detach().to(device)
-            else:
-                tensor = torch.empty(share.shape, dtype=share.dtype, device=device)
-            # src_data_rank=0: rank 0 splits and sends; the others only provide the shape
-            sent = distribute_tensor(tensor, share.device_mesh, share.placements, src_data_rank=0)
-            share.to_local().copy_(sent.to_local())
-
-
 def full_tensor(tensor: Tensor) -> Tensor:
     """Gather a sharded tensor on every rank (all must call); return any other unchanged."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def unsharded(model, kind: Callable, device: torch.device):
-    """The model itself or, if it is sharded, a plain copy with all weights (4 bytes per parameter).
-
-    `kind` makes a plain model from a config. Every rank must call this. Afterwards each rank may
-    run the copy on its own, for evaluation and samples; a sharded model's forward pass is a
-    collective.
-    """
-    if not hasattr(model, "unshard"):
-        return model
-    with without_weights():
-        plain = kind(model.config)
-    give_memory(plain, device)
-    with torch.no_grad():
-        for ours, theirs in zip(plain.parameters(), model.parameters(), strict=True):
-            ours.copy_(full_tensor(theirs))
-    return plain
 
 
 def rows_of(tensor: Tensor) -> tuple[int, int]:
@@ -149,6 +117,22 @@ def own_rows(tensor: Tensor, world: World) -> Tensor | None:
         return tensor.contiguous() if world.is_main else None
     local = tensor.to_local()
     return local.cpu().contiguous() if local.numel() else None
+
+
+def save_rows(path: Path, tensors: dict[str, Tensor], world: World) -> None:
+    """Write what this rank has to save of the tensors into a safetensors file.
+
+    With several ranks its header says where each part begins in the full tensor, in the form that
+    torch.distributed.checkpoint reads.
+    """
+    own = {name: own_rows(tensor, world) for name, tensor in tensors.items()}
+    own = {name: rows for name, rows in own.items() if rows is not None}
+    header = None
+    if world.size > 1:
+        first = {n: rows_of(t)[0] if hasattr(t, "to_local") else 0 for n, t in tensors.items()}
+        starts = {n: {"saved_offsets": [first[n], 0][: rows.dim()]} for n, rows in own.items()}
+        header = {"DCP_SHARDING_INFO": json.dumps(starts, sort_keys=True)}
+    save_file(own, path, header)
 
 
 def copy_rows(tensor: Tensor, read: Callable[[int, int | None], Tensor]) -> None:

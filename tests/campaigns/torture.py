@@ -1,9 +1,11 @@
 """Kill small runs at random moments, and compare their results with those of undisturbed runs.
 
     python tests/campaigns/torture.py --kills 100 --seed 0
+    python tests/campaigns/torture.py --kills 20 --only fsdp
 
 Single processes are killed and started again with the same command; under torchrun one of two
-ranks is killed and --max-restarts does the rest. For POSIX: it uses ps to list processes.
+ranks, plain or sharded, is killed and --max-restarts does the rest. For POSIX: it uses ps to list
+processes.
 """
 
 import argparse
@@ -34,6 +36,12 @@ FLAGS = (
     f"--save-every {SAVE_EVERY} --keep-checkpoints 2 --sample-every 4 --sample-tokens 8 "
     "--device cpu --dtype float32 --log-every 1 --auto-resume"
 ).split()
+# who is killed, in how many of a hundred kills
+WAYS = {
+    "one": ("the process", 40),
+    "ddp": ("one rank of two", 30),
+    "fsdp": ("one of two shards", 30),
+}
 MOMENTS = ("before the first step", "in a step", "in a checkpoint write", "after the last step")
 
 
@@ -41,7 +49,7 @@ MOMENTS = ("before the first step", "in a step", "in a checkpoint write", "after
 class Count:
     """What a campaign counts."""
 
-    kills: Counter = field(default_factory=Counter)  # by (ranks, moment)
+    kills: Counter = field(default_factory=Counter)  # by (who, moment)
     repeated: list[int] = field(default_factory=list)  # steps that a kill made necessary again
     recovery: list[float] = field(default_factory=list)  # seconds from a kill to the next step
     runs: int = 0
@@ -56,6 +64,7 @@ class Ordeal:
     ranks: int
     rng: np.random.Generator
     count: Count
+    sharded: bool = False
     process: subprocess.Popen | None = None
     made: int = 0  # steps made before this start
     killed_at: float | None = None
@@ -67,6 +76,7 @@ class Ordeal:
             launch += ["-m", "torch.distributed.run", "--standalone", f"--max-restarts={restarts}"]
             launch += [f"--nproc_per_node={self.ranks}"]
         line = [*launch, ROOT / "nanogpt_lib/train.py", *FLAGS, "--data", self.data]
+        line += ["--parallel", "fsdp"] * self.sharded
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with open(f"{self.out}.txt", "ab") as said:
             line = [*map(str, line), "--out", str(self.out), *more]
@@ -142,7 +152,8 @@ class Ordeal:
             self.process.wait()
         elif not self.wait_until(lambda: not set(workers) & set(self.workers())):
             return False  # its work was done: torchrun does not begin again
-        self.count.kills[self.ranks, self.where()] += 1
+        who = "fsdp" if self.sharded else "ddp" if self.ranks > 1 else "one"
+        self.count.kills[WAYS[who][0], self.where()] += 1
         self.check_left()
         if self.ranks == 1:
             self.start()
@@ -182,23 +193,27 @@ class Ordeal:
     def compare(self, undisturbed: Path) -> None:
         """Bit for bit the same weights, optimizer, log and samples."""
         last = f"checkpoints/step_{STEPS:06d}"
-        names = [f"{last}/model.safetensors", f"{last}/optimizer.safetensors", "samples.txt"]
-        for name in names:
+        names = [f"{last}/{path.name}" for path in (undisturbed / last).glob("*.safetensors")]
+        self.expect(len(names) == 2 * (self.ranks if self.sharded else 1), f"{len(names)} files")
+        for name in [*names, "samples.txt"]:
             ours, theirs = (folder / name for folder in (self.out, undisturbed))
             self.expect(ours.read_bytes() == theirs.read_bytes(), f"another {name}")
         self.expect(log_of(self.out) == log_of(undisturbed), "another log")
 
 
-def campaign(work: Path, kills: int, ranks: int, seed: int, count: Count) -> None:
+def campaign(
+    work: Path, kills: int, ranks: int, seed: int, count: Count, sharded: bool = False
+) -> None:
     """Runs of `ranks` processes, until `kills` kills have been made."""
-    rng, data = np.random.default_rng([seed, ranks]), work / "data"
+    rng, data = np.random.default_rng([seed, ranks + 10 * sharded]), work / "data"
     if not data.exists():
         write_tiny_data(data)
-    undisturbed = Ordeal(data, work / f"undisturbed{ranks}", ranks, rng, Count())
+    way = f"{ranks}{'_sharded' * sharded}"
+    undisturbed = Ordeal(data, work / f"undisturbed{way}", ranks, rng, Count(), sharded)
     undisturbed.suffer([])
     target = sum(count.kills.values()) + kills
     while (left := target - sum(count.kills.values())) > 0:
-        ordeal = Ordeal(data, work / f"run{ranks}_{count.runs}", ranks, rng, count)
+        ordeal = Ordeal(data, work / f"run{way}_{count.runs}", ranks, rng, count, sharded)
         moments = [*rng.permutation(MOMENTS[:3] * 2), MOMENTS[3]]  # the last one at its end
         ordeal.suffer(moments[-min(left, len(moments)) :])
         ordeal.compare(undisturbed.out)
@@ -206,17 +221,20 @@ def campaign(work: Path, kills: int, ranks: int, seed: int, count: Count) -> Non
 
 
 def main() -> None:
-    """The whole campaign: three fifths of the kills on one process, the rest under torchrun."""
+    """The whole campaign: single processes, then two ranks under torchrun, plain and sharded."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=WAYS, help="all kills in runs of this kind")
     args = parser.parse_args()
     count, begun = Count(), time.monotonic()
+    shares = {way: -(-args.kills * WAYS[way][1] // 100) for way in WAYS}
     with tempfile.TemporaryDirectory() as work:
-        for ranks, kills in ((1, args.kills * 3 // 5), (2, args.kills - args.kills * 3 // 5)):
-            campaign(Path(work), kills, ranks, args.seed, count)
-    for (ranks, moment), number in sorted(count.kills.items()):
-        print(f"{number:4d} kills of {'one rank of two' if ranks > 1 else 'the process'}, {moment}")
+        for way, kills in ({args.only: args.kills} if args.only else shares).items():
+            ranks = 1 if way == "one" else 2
+            campaign(Path(work), kills, ranks, args.seed, count, way == "fsdp")
+    for (who, moment), number in sorted(count.kills.items()):
+        print(f"{number:4d} kills of {who}, {moment}")
     print(f"{count.runs} runs, every one equal to the undisturbed one, bit for bit")
     most = max(count.repeated, default=0)
     print(f"steps made again per kill: at most {most} (save_every {SAVE_EVERY})")
