@@ -1,4 +1,4 @@
-"""Registries of what is chosen by name (--model, --optimizer, --schedule), built from settings.
+"""Registries of what is chosen by name (--model, --optimizer, --schedule …), built from settings.
 
 To add one, write it in a module of its own and add it to the registry.
 """
@@ -11,7 +11,7 @@ import torch.nn as nn
 
 from nanogpt_lib.config import TrainConfig
 from nanogpt_lib.model import GPT, GPTConfig
-from nanogpt_lib.muon import Muon
+from nanogpt_lib.muon import METHODS, Muon
 from nanogpt_lib.optimizer import learning_rate_at, make_optimizer
 
 # --- models -------------------------------------------------------------------------------------
@@ -119,6 +119,7 @@ def muon_and_adamw(model: nn.Module, config: TrainConfig, dtype: torch.dtype) ->
         weight_decay=config.weight_decay,
         # float16 has too short a range for the products
         dtype=torch.float32 if dtype == torch.float16 else dtype,
+        method=config.muon_method,
     )
     rest = adamw(model, config, dtype)
     for group in rest.param_groups:
@@ -142,6 +143,8 @@ def state_bytes(optimizer: torch.optim.Optimizer | Optimizers) -> int:
 
 # --- schedules ----------------------------------------------------------------------------------
 
+DECAY = 0.5  # the share of a run in which wsd lowers the rate
+
 
 def cosine(step: int, config: TrainConfig) -> float:
     """Linear warm-up, then half a cosine down to min_lr at max_steps."""
@@ -154,6 +157,24 @@ def cosine(step: int, config: TrainConfig) -> float:
     )
 
 
-SCHEDULES: dict[str, Callable[[int, TrainConfig], float]] = {"cosine": cosine}
+def wsd(step: int, config: TrainConfig) -> float:
+    """Warm-up, then constant, then linear decay to min_lr (Hu et al. 2024, MiniCPM: WSD).
 
-REGISTRIES = {"MODELS": MODELS, "OPTIMIZERS": OPTIMIZERS, "SCHEDULES": SCHEDULES}
+    The decay takes the last DECAY of the run.
+    """
+    warmup, last = config.warmup_steps, config.max_steps
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    start = max(warmup, round((1 - DECAY) * last))
+    done = min(1.0, max(0.0, (step - start) / max(1, last - start)))
+    return config.learning_rate + done * (config.min_lr - config.learning_rate)
+
+
+SCHEDULES: dict[str, Callable[[int, TrainConfig], float]] = {"cosine": cosine, "wsd": wsd}
+
+REGISTRIES = {
+    "MODELS": MODELS,
+    "OPTIMIZERS": OPTIMIZERS,
+    "SCHEDULES": SCHEDULES,
+    "METHODS": METHODS,
+}

@@ -102,11 +102,21 @@ class TrainConfig:
         "adamw for all parameters, or muon for the matrices in the blocks and adamw for the rest",
         "OPTIMIZERS",
     )
-    schedule: str = option("cosine", "learning-rate schedule after the warm-up", "SCHEDULES")
+    schedule: str = option(
+        "cosine",
+        "learning rate after the warm-up: cosine, or wsd (constant, then linear decay)",
+        "SCHEDULES",
+    )
     learning_rate: float = option(6e-4, "peak learning rate (AdamW's), reached after the warm-up")
     min_lr: float = option(6e-5, "learning rate at the end of the schedule")
     muon_learning_rate: float = option(
         0.02, "peak learning rate of Muon, on the same schedule", need=MUON
+    )
+    muon_method: str = option(
+        "newton-schulz",
+        "how Muon orthogonalises; halley takes a quarter of the time on a CPU",
+        "METHODS",
+        need=MUON,
     )
     warmup_steps: int = option(715, "steps of linear warm-up")
     weight_decay: float = option(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nanogpt_lib.choices import OPTIMIZERS, SCHEDULES
 from nanogpt_lib.config import TrainConfig
 from nanogpt_lib.model import GPT, GPTConfig, count_parameters
-from nanogpt_lib.muon import Muon, orthogonalise
+from nanogpt_lib.muon import METHODS, Muon, halley, newton_schulz
 from nanogpt_lib.optimizer import (
     decay_groups,
     learning_rate_at,
@@ -237,6 +237,27 @@ def test_muon_equals_pytorchs_up_to_bfloat16():
         assert abs(moved.norm() / expected.norm() - 1) < 0.05
 
 
+def matrix_with_known_singular_values(rows, columns, spread, scale, seed):
+    """G = left · diag(sigma) · rightᵀ in float32 times 10^scale, and its three parts in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    count = min(rows, columns)
+    left, right = (
+        torch.linalg.qr(torch.randn(n, count, generator=generator, dtype=torch.float64))[0]
+        for n in (rows, columns)
+    )
+    sigma = torch.exp(-spread * torch.rand(count, generator=generator, dtype=torch.float64))
+    return (left * sigma @ right.mT * 10**scale).float(), left, sigma, right
+
+
+# method → the norm n of the singular values, the least σ/n that ends near one, where it ends, and
+# what a smaller one is multiplied by at most
+PROMISES = {
+    "newton-schulz": (lambda sigma: sigma.norm(), 0.002, (0.68, 1.20), 485),
+    "halley": (lambda sigma: (sigma**4).sum() ** 0.25, 0.01, (0.67, 1.33), 73),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
 @given(
     rows=st.integers(1, 12),
     columns=st.integers(1, 12),
@@ -245,30 +266,34 @@ def test_muon_equals_pytorchs_up_to_bfloat16():
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=60, deadline=None)
-def test_orthogonalise_does_what_its_docstring_says(rows, columns, spread, scale, seed):
-    """Singular values from 0.68 to 1.20 where σ/‖G‖ ≥ 0.002, at most 485 σ/‖G‖ below; directions
-    stay."""
-    generator = torch.Generator().manual_seed(seed)
-    count = min(rows, columns)
-    left, right = (
-        torch.linalg.qr(torch.randn(n, count, generator=generator, dtype=torch.float64))[0]
-        for n in (rows, columns)
-    )
-    sigma = torch.exp(-spread * torch.rand(count, generator=generator, dtype=torch.float64))
-    G = (left * sigma @ right.mT * 10**scale).float()
-    result = orthogonalise(G).double()
+def test_orthogonalising_does_what_its_docstring_says(method, rows, columns, spread, scale, seed):
+    """Large singular values end near one, small ones grow by a bounded factor, directions stay."""
+    norm, least, (low, high), factor = PROMISES[method]
+    G, left, sigma, right = matrix_with_known_singular_values(rows, columns, spread, scale, seed)
+    result = METHODS[method](G).double()
     assert result.shape == G.shape
     moved = left.mT @ result @ right
-    values, share = moved.diagonal(), sigma / sigma.norm()
-    large = share >= 0.002
-    assert values[large].min() > 0.67 and values[large].max() < 1.21
-    assert (values[~large] <= 490 * share[~large] + 1e-3).all()
+    values, share = moved.diagonal(), sigma / norm(sigma)
+    large = share >= least
+    assert values[large].min() > low - 0.01 and values[large].max() < high + 0.01
+    assert (values[~large] <= 1.01 * factor * share[~large] + 1e-3).all()
     assert (moved - values.diag()).abs().max() < 1e-3
 
 
-def test_orthogonalise_takes_many_matrices_of_one_shape_at_once():
+@pytest.mark.parametrize("method", METHODS.values())
+def test_orthogonalising_takes_many_matrices_of_one_shape_at_once(method):
     G = torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(orthogonalise(G), torch.stack([orthogonalise(g) for g in G]))
+    torch.testing.assert_close(method(G), torch.stack([method(g) for g in G]))
+    assert torch.equal(method(torch.zeros(2, 7, 5)), torch.zeros(2, 7, 5))
+
+
+def test_halleys_update_points_where_newton_and_schulzs_does():
+    """Both approximate the nearest orthogonal matrix; neither is exact."""
+    G = torch.randn(4, 24, 64, generator=torch.Generator().manual_seed(2))
+    U, _, V = torch.linalg.svd(G, full_matrices=False)
+    for method in (halley, newton_schulz):
+        alike = torch.nn.functional.cosine_similarity(method(G).flatten(), (U @ V).flatten(), dim=0)
+        assert alike > 0.97
 
 
 def test_muon_refuses_what_is_not_a_matrix():
