@@ -6,7 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nanogpt_lib.choices import REGISTRIES, SCHEDULES
-from nanogpt_lib.config import OF_A_START, OPTIONS, PATHS, TrainConfig, check_config, flag
+from nanogpt_lib.config import (
+    OF_A_START,
+    OPTIONS,
+    PACED,
+    PATHS,
+    TrainConfig,
+    check_config,
+    flag,
+)
 from nanogpt_lib.presets import PRESETS
 from nanogpt_lib.pretrained import GPT2_SIZES
 from nanogpt_lib.support.cli import OneLineParser
@@ -73,6 +81,7 @@ def parse_config(
     now = {**PLAIN, **{name: found_path(PLAIN[name]) for name in PATHS}, **asked}
     resume = now["resume"] or (now["auto_resume"] and bool(settings_files(Path(now["out"]))))
     saved = saved_settings(Path(now["out"])) if resume else {}
+    asked = at_its_own_pace(asked, saved, flags)
     values = {**now, **saved, **asked, "resume": resume}
     config = TrainConfig(**values, preset=preset, flags=frozenset(flags))
     check_config(config)
@@ -86,7 +95,7 @@ def parse_config(
             "no preset given: settings without a flag are GPT-2's (124M), see --help; "
             f"the run is in {config.out}"
         )
-    if config.warmup_steps >= config.max_steps and not config.eval_only:
+    if config.warmup_steps >= config.max_steps and not (config.eval_only or config.minutes):
         top = SCHEDULES[config.schedule](config.max_steps - 1, config)
         say(
             f"--max-steps {config.max_steps} ends inside the warm-up of {config.warmup_steps} "
@@ -94,6 +103,22 @@ def parse_config(
             "consider a smaller --warmup-steps"
         )
     return config
+
+
+def at_its_own_pace(asked: dict, saved: dict, flags: dict) -> dict:
+    """`asked` as --minutes changes it: the length of a run has one source.
+
+    --max-steps rules over a preset's minutes. What minutes has set in a run to resume stays unless
+    a flag changes it; other minutes are timed anew.
+    """
+    if "max_steps" in flags and "minutes" not in flags:
+        return {**asked, "minutes": 0.0}
+    minutes = asked.get("minutes", saved.get("minutes", 0.0))
+    if minutes and minutes == saved.get("minutes"):
+        asked = {name: v for name, v in asked.items() if name in flags or name not in PACED}
+    if "minutes" in flags:
+        asked = {"step_seconds": 0.0, **asked}
+    return asked
 
 
 def found_path(path: str, kept: bool = False) -> str:

@@ -24,6 +24,7 @@ class Need(NamedTuple):
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MUON = Need("--optimizer muon", lambda config: config.optimizer == "muon")
 PREFLIGHT = Need("--preflight", lambda config: config.preflight)
+MINUTES = Need("--minutes greater than 0", lambda config: config.minutes > 0)
 HELLASWAG = Need("--hellaswag-every greater than 0", lambda config: config.hellaswag_every > 0)
 
 
@@ -96,7 +97,15 @@ class TrainConfig:
         "of tokens per step requires it",
     )
     total_batch_size: int = option(524288, "tokens per optimizer step, over all processes")
-    max_steps: int = option(19073, "optimizer steps")
+    max_steps: int = option(19073, "optimizer steps; with --minutes set by the time a step takes")
+    minutes: float = option(
+        0.0,
+        "minutes of training, without evaluations and samples: the first steps are timed, then "
+        "max_steps is set, and the *_every settings in proportion (0: max_steps as given)",
+    )
+    step_seconds: float = option(
+        0.0, "seconds a step takes, for --minutes (0: time the first steps)", need=MINUTES
+    )
     optimizer: str = option(
         "adamw",
         "adamw for all parameters, or muon for the matrices in the blocks and adamw for the rest",
@@ -159,6 +168,9 @@ class TrainConfig:
 
 OPTIONS = {f.name: f for f in fields(TrainConfig) if f.metadata}
 PATHS = ("data", "hellaswag_data", "init_from")  # inputs; found from any working directory
+INTERVALS = ("eval_every", "save_every", "sample_every", "hellaswag_every", "log_every")
+PACED = ("max_steps", "step_seconds", *INTERVALS)  # what --minutes sets
+TIMED_STEPS = 10  # from their time --minutes sets the rest
 # concern one start only; not saved
 OF_A_START = ("resume", "auto_resume", "eval_only", "preflight", "price")
 
@@ -200,6 +212,8 @@ def check_contradictions(config: TrainConfig) -> None:
             f"--learning-rate {config.learning_rate:g} is below --min-lr {config.min_lr:g}, so the "
             "rate would rise; lower --min-lr too"
         )
+    if {"minutes", "max_steps"} <= config.flags and config.minutes:
+        raise UserError("--minutes and --max-steps both set the run's length: give one of them")
     if config.optimizer == "muon" and config.parallel == "fsdp":
         raise UserError("--optimizer muon needs whole matrices, --parallel fsdp splits them")
     for name in sorted(config.flags):
@@ -208,6 +222,11 @@ def check_contradictions(config: TrainConfig) -> None:
             raise UserError(f"{flag(name)} has an effect only with {need.words}")
     if config.eval_only and config.preflight:
         raise UserError("--preflight is for a training run, --eval-only trains nothing; drop one")
+    if config.minutes and not config.resume and config.warmup_steps < TIMED_STEPS:
+        raise UserError(
+            f"--minutes times the first {TIMED_STEPS} steps, which must be warm-up: --warmup-steps "
+            f"{TIMED_STEPS} or more"
+        )
     if config.eval_only and not config.resume and config.init_from == "scratch":
         raise UserError("--eval-only: name the model with --init-from or --resume --out RUN")
 

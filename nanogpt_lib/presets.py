@@ -12,11 +12,11 @@ PRESETS: dict[str, dict] = {
         data="data/pydocs", out="runs/quickstart",
         n_layer=4, n_head=4, n_embd=256, block_size=64, bias=False, vocab_multiple=1,
         attention="manual",  # faster: on a CPU in bfloat16 SDPA's backward pass is slow
-        batch_size=16, total_batch_size=16 * 64, max_steps=1200,
+        batch_size=32, total_batch_size=32 * 64, minutes=2.0, max_steps=440,
         optimizer="muon", learning_rate=4e-3, min_lr=1e-4, muon_learning_rate=0.03,
-        warmup_steps=20, weight_decay=0.0,
-        eval_every=200, eval_tokens=65_536, save_every=400, sample_every=400,
-        sample_prompt="The ", sample_tokens=200, log_every=100,
+        muon_method="halley", schedule="wsd", warmup_steps=20, weight_decay=0.0,
+        eval_every=110, eval_tokens=65_536, save_every=220, sample_every=220,
+        sample_prompt="The ", sample_tokens=200, log_every=44,
     ),
     # the model that the chapters examine (notebooks/recorded): like quickstart, longer context
     "recorded": dict(
@@ -71,3 +71,8 @@ PRESETS: dict[str, dict] = {
         sample_prompt="\n", log_every=1,
     ),
 }  # fmt: skip
+
+# Final validation loss in nats per token by the number of steps, as measured; for --minutes.
+EXPECTED: dict[str, list[tuple[int, float]]] = {
+    "quickstart": [(240, 1.65), (436, 1.42), (870, 1.33)],
+}

@@ -37,6 +37,8 @@ from nanogpt_lib.support.read_ahead import ReadAhead, feed
 from nanogpt_lib.support.run_log import RunLog, external_logger, read_log
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 
+EVAL_TOKENS, EVAL_LOGITS = 4096, 2**22  # of an evaluation batch on a CPU, at most
+
 
 @dataclass
 class Progress:
@@ -73,6 +75,7 @@ class Run:
     prompt: list[int] = field(default_factory=list)  # tokens of the samples' prompt
     log: RunLog | None = None  # rank 0 only
     progress: Progress = field(default_factory=Progress)
+    undecided: bool = False  # --minutes has still to set max_steps (pace.py)
     saved: int = 0  # step of the newest checkpoint
     val_losses: dict[int, float] = field(default_factory=dict)  # by step; rank 0 only
     lag: dict[str, float] = field(default_factory=dict)  # of the slowest rank in the last step
@@ -85,8 +88,14 @@ class Run:
 
     @property
     def eval_rows(self) -> int:
-        """Rows per evaluation batch: batch_size, but no more than a step has."""
-        return min(self.config.batch_size, self.config.total_batch_size // self.config.block_size)
+        """Rows per evaluation batch: batch_size, but no more than a step has.
+
+        On a CPU a few thousand tokens at a time are faster, if their logits stay small.
+        """
+        config = self.config
+        rows = min(config.batch_size, config.total_batch_size // config.block_size)
+        few = min(EVAL_TOKENS, EVAL_LOGITS // self.raw.config.vocab_size) // config.block_size
+        return max(rows, few) if self.device.type == "cpu" else rows
 
     def plain_model(self) -> contextlib.AbstractContextManager[GPT]:
         """A context with the model to evaluate; if it is sharded, every rank must enter it."""
@@ -97,10 +106,14 @@ class Run:
         if self.world.is_main:
             print(text, flush=True)
 
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return not self.undecided and self.step >= self.config.max_steps
+
     def due(self, every: int) -> bool:
         """Whether something is due that happens every `every` steps (0: never) and at the end."""
-        last = self.step >= self.config.max_steps
-        return last or (every > 0 and self.step % every == 0)
+        return self.finished or (every > 0 and self.step % every == 0)
 
     def close(self) -> None:
         """End the thread that reads ahead, if there is one."""
@@ -239,11 +252,17 @@ def restore(run: Run, state: dict, folder: Path) -> None:
     run.say(f"resumed from {folder} at step {run.step}")
 
 
+def write_settings(run: Run) -> dict:
+    """Write config.json; return the settings."""
+    settings = as_dict(run.config)
+    write_json(Path(run.config.out) / "config.json", seal(settings))
+    return settings
+
+
 def open_log(run: Run) -> None:
     """Write config.json; open log.jsonl and trim samples.txt to where the run resumes."""
     out, resume_step = Path(run.config.out), run.step if run.config.resume else None
-    settings = as_dict(run.config)
-    write_json(out / "config.json", seal(settings))
+    settings = write_settings(run)
     also = external_logger(run.config.logger, out, settings)
     run.log = RunLog(out / "log.jsonl", resume_step, also)
     steps, values = series(read_log(out / "log.jsonl"), "val_loss")

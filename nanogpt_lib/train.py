@@ -45,6 +45,7 @@ from nanogpt_lib.hellaswag import describe_items
 from nanogpt_lib.logbook import plot_run
 from nanogpt_lib.model import GPT
 from nanogpt_lib.optimizer import set_learning_rate
+from nanogpt_lib.pace import Pace
 from nanogpt_lib.preflight.flight import Loop
 from nanogpt_lib.preflight.sequence import preflight
 from nanogpt_lib.run import Run, describe_data, memory_advice, open_log, open_run, prepare, save
@@ -56,6 +57,7 @@ from nanogpt_lib.support.errors import UserError, describe_os_error
 from nanogpt_lib.support.evaluating import join_evaluation
 from nanogpt_lib.support.guard import Stopper, claim
 from nanogpt_lib.support.memory import is_out_of_memory
+from nanogpt_lib.support.packed import fast_inference
 from nanogpt_lib.support.processes import (
     World,
     own_device,
@@ -91,8 +93,10 @@ def evaluate(run: Run, model: GPT) -> dict[str, float]:
     config, metrics = run.config, {}
     where = dict(world=run.world, device=run.device, dtype=run.dtype)
     if run.due(config.eval_every):
-        tokens, rows = config.eval_tokens, run.eval_rows
-        loss = validation_loss(model, run.val_stream, tokens=tokens, batch_size=rows, **where)
+        rows = run.eval_rows
+        sizes = dict(tokens=config.eval_tokens, batch_size=rows)
+        with fast_inference(model, run.device, run.dtype, rows * config.block_size):
+            loss = validation_loss(model, run.val_stream, **sizes, **where)
         metrics["val_loss"] = loss
         run.say(f"step {run.step:5d} | validation loss {loss:.4f}")
         if not math.isfinite(loss):
@@ -236,20 +240,19 @@ def report(run: Run, metrics: dict[str, float], seconds: float, left: float) -> 
 
 def train(run: Run, stopper: Stopper) -> int:
     """The loop: evaluate, update, report, save, until max_steps; return the exit status."""
-    config, progress = run.config, run.progress
-    first_step, first_elapsed = run.step, progress.elapsed
+    config, progress, pace = run.config, run.progress, Pace(run)
     while True:
         evaluate_and_sample(run)
-        if run.step >= config.max_steps:
+        if run.finished:
             break
         start = time.perf_counter()
         metrics, stop = update(run, stopper)
         seconds = time.perf_counter() - start
         progress.step += 1
         progress.elapsed += seconds
-        pace = (progress.elapsed - first_elapsed) / (run.step - first_step)
+        pace.add(seconds)
         # the log first: a checkpoint must never be ahead of the log
-        report(run, metrics, seconds, left=pace * (config.max_steps - run.step))
+        report(run, metrics, seconds, pace.seconds_left())
         if stop or run.due(config.save_every):
             save(run)  # before evaluating, so that a failing evaluation cannot lose the run
         if stop:

@@ -146,7 +146,7 @@ def test_bench_measures_and_writes_rows_that_chapter_05_can_read(monkeypatch, tm
     first = record["speedups"][0]
     assert first["name"] == "float32" and first["ms"] > 0 and first["moved"] == 0.0
     recorded = json.loads((bench_records() / "speedups_cpu.json").read_text())
-    assert set(recorded) - {"others"} == set(record)
+    assert set(recorded) - {"others"} <= set(record)  # older records say less
     assert set(recorded["speedups"][0]) == set(first)
     out = capsys.readouterr().out
     for text in ("freed memory kept", "Peak memory (GB) in", "Full runs at", "wrote "):

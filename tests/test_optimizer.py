@@ -207,6 +207,18 @@ def test_accumulated_gradients_equal_the_large_batch_only_with_the_division():
     assert worst > 1e-2
 
 
+def test_wsd_warms_up_stays_and_falls_linearly():
+    config = TrainConfig(max_steps=100, warmup_steps=10, learning_rate=1.0, min_lr=0.1)
+    rates = [SCHEDULES["wsd"](step, config) for step in range(101)]
+    assert rates[:10] == pytest.approx([(n + 1) / 10 for n in range(10)])
+    assert set(rates[10:51]) == {1.0}  # half of the run
+    falls = [a - b for a, b in zip(rates[50:100], rates[51:], strict=True)]
+    assert falls == pytest.approx([0.9 / 50] * 50) and rates[100] == pytest.approx(0.1)
+    assert SCHEDULES["wsd"](120, config) == pytest.approx(0.1)  # resumed with fewer steps
+    short = TrainConfig(max_steps=12, warmup_steps=10, learning_rate=1.0, min_lr=0.1)
+    assert SCHEDULES["wsd"](11, short) == pytest.approx(0.55)  # the decay begins after warm-up
+
+
 # --- Muon, and two optimizers as one --------------------------------------------------------------
 
 
