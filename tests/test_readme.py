@@ -18,8 +18,9 @@ from readme import README, blocks, commands, other, programs
 from conftest import ROOT
 from nanogpt_lib.arguments import parse_config
 from nanogpt_lib.choices import model_config
-from nanogpt_lib.config import TrainConfig
+from nanogpt_lib.config import TIMED_STEPS, TrainConfig
 from nanogpt_lib.model import GPT, count_parameters
+from nanogpt_lib.pace import in_words
 from nanogpt_lib.presets import PRESETS
 
 # Calls each program with one unknown flag: it must accept everything else on the line.
@@ -194,7 +195,11 @@ def test_the_first_lines_of_the_first_run_are_what_it_prints():
     config = TrainConfig(**PRESETS["quickstart"])
     assert f"{count_parameters(model_of('quickstart')):,} parameters" in shown
     assert f"{config.total_batch_size:,} tokens per step = {config.batch_size} rows" in shown
-    assert f"step {config.max_steps:5d} | validation loss" in shown
+    assert f"{in_words(60 * config.minutes)} of training: {TIMED_STEPS} steps are timed" in shown
+    steps = re.search(r"^([\d,]+) steps of (\d+) ms: 2 minutes of training", shown, re.M)
+    length = int(steps[1].replace(",", ""))
+    assert 0.85 < length * int(steps[2]) / 120_000 < 1.15
+    assert f"step {length:5d} | validation loss" in shown
 
 
 def test_what_a_test_measures_is_what_readme_says_of_it():
