@@ -268,17 +268,17 @@ def test_a_file_that_cannot_be_read_is_named_not_the_run_directory(
 def test_rows_give_way_where_more_processes_share_a_step_and_the_losses_stay(
     tiny_data, tmp_path, capsys
 ):
-    """Quickstart's own 16 rows per step on two real processes, and at most 11 rows at a time."""
+    """Quickstart's own 32 rows per step on two real processes, and at most 22 rows at a time."""
     flags = ["quickstart", "--n-layer", "1", "--data", str(tiny_data), "--max-steps", "3"]
     flags += ["--eval-tokens", "960", "--sample-tokens", "8", "--dtype", "float32"]
     flags += ["--device", "cpu", "--out"]
     two = program("train.py", *flags, tmp_path / "two", ranks=2)
     assert two.returncode == 0, two.stderr
-    assert "8 rows × 64 × 2 processes (ddp) × 1 micro-step(s), not 16 rows" in two.stdout
+    assert "16 rows × 64 × 2 processes (ddp) × 1 micro-step(s), not 32 rows" in two.stdout
     assert train.main([*flags, str(tmp_path / "one")]) == 0
-    assert "16 rows × 64 × 1 process × 1 micro-step(s)\n" in capsys.readouterr().out
-    assert train.main([*flags, str(tmp_path / "odd"), "--batch-size", "11"]) == 0
-    assert "8 rows × 64 × 1 process × 2 micro-step(s), not 11 rows" in capsys.readouterr().out
+    assert "32 rows × 64 × 1 process × 1 micro-step(s)\n" in capsys.readouterr().out
+    assert train.main([*flags, str(tmp_path / "odd"), "--batch-size", "22"]) == 0
+    assert "16 rows × 64 × 1 process × 2 micro-step(s), not 22 rows" in capsys.readouterr().out
     one = losses(log_of(tmp_path / "one"))
     for other in ("two", "odd"):
         assert losses(log_of(tmp_path / other)) == pytest.approx(one, abs=1e-4)
