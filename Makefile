@@ -1,4 +1,4 @@
-# make train · test · test-avx2 · rehearse · ddp · gpu-status · environment · lab · export · bench ·
+# make train · test · test-avx2 · rehearse · ddp · gpu-status · environment · lab · site · export · bench ·
 # gpu · claims · torture · clean
 # Needs Python 3.11 to 3.13 and nothing else; `make train PYTHON=python3.12` chooses one.
 
@@ -44,6 +44,9 @@ torture: $(READY)  ## 100 kills, 10,000 damaged files and 1,000 command lines: a
 lab: $(READY)  ## read and run the notebooks in the browser
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
+site: $(READY)  ## the web book, from the executed notebooks: site/index.html
+	$(BIN)/python tools/site/build.py $(ARGS)
+
 export: $(READY)  ## write the library from the notebooks
 	$(BIN)/ruff format --quiet notebooks
 	$(BIN)/python tools/export.py
@@ -65,5 +68,5 @@ $(READY): pyproject.toml constraints.txt
 clean:  ## remove the environment; `make clean ALL=1` the runs and the datasets made here, too
 	rm -rf .venv $(if $(ALL),runs data/*/)
 
-.PHONY: train test test-avx2 rehearse ddp gpu-status environment claims torture lab export bench gpu \
+.PHONY: train test test-avx2 rehearse ddp gpu-status environment claims torture lab site export bench gpu \
 	clean
