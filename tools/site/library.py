@@ -110,6 +110,12 @@ def plain(docstring: str) -> str:
     return "\n".join(out)
 
 
+def label(module: str, name: str) -> str:
+    """The anchor of a symbol. Anchors have no capitals, so `Piece` and `piece` need two words."""
+    kind = "constant" if name.isupper() else "class" if name[0].isupper() else "function"
+    return re.sub(r"[^a-z0-9]+", "-", f"{kind}-{module}-{name}".lower()).strip("-")
+
+
 def signature(symbol: Symbol) -> str:
     """The head of a definition: decorators, name, arguments; a constant in full if it is short."""
     node = symbol.node
@@ -140,7 +146,7 @@ def symbol_text(module: LibraryModule, symbol: Symbol) -> str:
     head = signature(symbol)
     if listed := fields_of(symbol):
         head += "\n" + listed
-    blocks = [f"({module.name}.{symbol.name})=\n## `{symbol.name}`", fence(head, "python")]
+    blocks = [f"({label(module.name, symbol.name)})=\n## `{symbol.name}`", fence(head, "python")]
     if is_code and (doc := ast.get_docstring(symbol.node)):
         blocks.append(plain(doc))
     for method in symbol.methods:

@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+from library import label
 from sphinx.application import Sphinx
 
 CODE = re.compile(r'<div class="highlight"><pre>.*?</pre></div>', re.S)
@@ -35,7 +36,7 @@ def link_symbols(app: Sphinx, pagename: str, template: str, context: dict, doctr
     def address(full: str) -> str:
         module, _, name = full.rpartition(".")
         page = app.builder.get_relative_uri(pagename, f"library/{module}")
-        return f"{page}#{anchor(module, name)}"
+        return f"{page}#{label(module, name)}"
 
     def in_code(match: re.Match) -> str:
         name = match["name"]
@@ -55,11 +56,6 @@ def link_symbols(app: Sphinx, pagename: str, template: str, context: dict, doctr
 
     body = CODE.sub(lambda block: NAME.sub(in_code, block[0]), context["body"])
     context["body"] = outside_links(body, lambda piece: INLINE.sub(inline, piece))
-
-
-def anchor(module: str, name: str) -> str:
-    """The anchor of a symbol on its module's page, as docutils makes it of its label."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{module}.{name}".lower()).strip("-")
 
 
 def outside_links(body: str, change) -> str:
