@@ -193,6 +193,7 @@ def test_formulas_become_mathml_and_unknown_commands_are_errors():
     text = to_mathml(r"\frac{e^{z_i/\tau}}{\sum_j e^{z_j}}, z \in \mathbb{R}^V", "block")
     assert text.startswith("<math") and "mfrac" in text and "$" not in text
     assert "mspace" in to_mathml(r"\ln 5", "inline")  # ln 5, not ln5
+    assert 'stretchy="false"' in to_mathml(r"\lVert g \rVert", "inline")
     with pytest.raises(ValueError, match="notacommand"):
         to_mathml(r"\notacommand{x}", "inline")
 
@@ -221,6 +222,9 @@ def test_the_first_use_of_a_term_is_linked():
     links = [(n.astext(), n["refuri"]) for n in nodes if n.tagname == "reference"]
     assert links == [("Tokens", "g.html#term-token"), ("DDP", "g.html#term-ddp")]
     assert len(linked("token and DDP", pattern(forms), forms, seen, "g.html")) == 1
+    words = pattern({"block": "b"})
+    assert len(linked(" block that", words, {"block": "b"}, set(), "g", after_code=True)) == 1
+    assert len(linked("a block quote", words, {"block": "b"}, set(), "g")) == 1
     assert anchor_of("Data parallel", {"data parallel": "x"}) == "x"
 
 

@@ -17,9 +17,9 @@ def markdown(source: str) -> dict:
 
 
 def statements(source: str) -> list[ast.stmt]:
-    """The top-level statements of a cell; none where it is not plain Python (a magic)."""
+    """The top-level statements of a cell, without magics; none where it is not Python."""
     try:
-        return ast.parse(source).body
+        return ast.parse(re.sub(r"^[%!].*$", "", source, flags=re.M)).body
     except SyntaxError:
         return []
 
@@ -42,6 +42,10 @@ def fold_label(cell: dict, source: str) -> str | None:
     """What a folded cell says on its handle, or None for a cell that stays open."""
     if has_picture(cell) and DRAWING.search(source):
         return "The code of this figure"
+    body = statements(source)
+    functions = [node for node in body if isinstance(node, ast.FunctionDef)]
+    if functions and len(functions) == len(body) and re.search(r"\b(ax|axes|fig)\.", source):
+        return "A function that draws"
     if is_setup(source) and not cell.get("outputs"):
         return SETUP
     tags = cell["metadata"].get("tags", [])

@@ -28,6 +28,8 @@ def to_mathml(latex: str, display: str) -> str:
     text = convert(latex, display=display)
     if left := re.search(r"\\[A-Za-z]+", text):
         raise ValueError(f"the formula {latex!r}: {left[0]} is not known")
+    text = text.replace("<mo>&#x0221E;</mo>", "<mi>&#x0221E;</mi>")  # a number, not an operator
+    text = re.sub(r"<mo>(&#x0(?:2016|007C);)</mo>", r'<mo stretchy="false">\1</mo>', text)
     thin = '<mspace width="0.1667em"></mspace>'
     return re.sub(FUNCTIONS, rf"\1{thin}", text)  # ln 5, not ln5
 

@@ -13,6 +13,7 @@ ENTRY = re.compile(
     r"^- \*\*(?P<terms>[^*]+)\*\* \((?P<chapter>\d\d)\): (?P<meaning>.+?)(?=^- |^#|\Z)", re.M | re.S
 )
 GLOSSARY = "notebooks/glossary"
+OTHER = re.compile(r"\s+(quote|manager|comment)")  # a block quote is no block of a transformer
 SKIP = (
     nodes.reference | nodes.literal | nodes.title | nodes.literal_block | nodes.math | nodes.rubric
 )
@@ -74,7 +75,9 @@ def link_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     for text in list(doctree.findall(nodes.Text)):
         if not in_prose(text):
             continue
-        replacement = linked(text.astext(), words, forms, seen, page)
+        siblings = text.parent.children
+        after_code = isinstance(siblings[max(siblings.index(text) - 1, 0)], nodes.literal)
+        replacement = linked(text.astext(), words, forms, seen, page, after_code)
         if len(replacement) > 1:
             text.parent.replace(text, replacement)
 
@@ -90,12 +93,15 @@ def in_prose(text: nodes.Node) -> bool:
     return prose
 
 
-def linked(text: str, words: re.Pattern, forms: dict, seen: set, page: str) -> list[nodes.Node]:
-    """A piece of text with its new terms as links."""
+def linked(
+    text: str, words: re.Pattern, forms: dict, seen: set, page: str, after_code: bool = False
+) -> list[nodes.Node]:
+    """A piece of text with its new terms as links; after_code: `code` stands right before it."""
     out, end = [], 0
     for match in words.finditer(text):
         anchor = anchor_of(match[0], forms)
-        if not anchor or anchor in seen:
+        of_code = after_code and not text[: match.start()].strip()  # a `with` block
+        if not anchor or anchor in seen or of_code or OTHER.match(text, match.end()):
             continue
         seen.add(anchor)
         link = nodes.reference("", match[0], refuri=f"{page}#{anchor}", classes=["term"])
