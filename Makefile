@@ -65,8 +65,8 @@ $(READY): pyproject.toml constraints.txt
 	$(INSTALL) -c constraints.txt -e ".[course,dev,site]"
 	touch $(READY)
 
-clean:  ## remove the environment; `make clean ALL=1` the runs and the datasets made here, too
-	rm -rf .venv $(if $(ALL),runs data/*/)
+clean:  ## remove the environment; `make clean ALL=1` the runs, datasets and pages made here, too
+	rm -rf .venv $(if $(ALL),runs data/*/ site)
 
 .PHONY: train test test-avx2 rehearse ddp gpu-status environment claims torture lab site export bench gpu \
 	clean

@@ -37,6 +37,7 @@ def code(text: str, *outputs: dict, **metadata) -> dict:
     }
 
 
+META = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 PICTURE = {
     "output_type": "display_data",
     "data": {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"},
@@ -82,7 +83,7 @@ def toy(tmp_path) -> Path:
     for name, cells in {"01_one": first, "02_two": second, "solutions/01_one": solved}.items():
         path = tmp_path / f"notebooks/{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
-        notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
+        notebook = {"cells": cells, "metadata": META, "nbformat": 4, "nbformat_minor": 4}
         path.write_text(json.dumps(notebook), encoding="utf-8")
     (tmp_path / "nanogpt_lib").mkdir()
     (tmp_path / "nanogpt_lib/half.py").write_text(
@@ -248,6 +249,41 @@ def test_buttons_exist_only_for_known_addresses():
     options = build.theme_options(site)
     assert options["repository_url"] == "https://github.com/a/b"
     assert options["launch_buttons"] == {"colab_url": "https://colab.research.google.com"}
+
+
+def run_build(root: Path, out: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "tools/site/build.py", "--root", root, "--out", out]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_chapter_has_buttons_for_the_addresses_in_pyproject(toy, tmp_path):
+    settings = '[tool.nanogpt.site]\nrepository = "https://github.com/a/b"\n'
+    hosts = 'colab = "https://colab.research.google.com"\nbinder = "https://mybinder.org"\n'
+    (toy / "pyproject.toml").write_text(settings + hosts, encoding="utf-8")
+    done = run_build(toy, toy / "out")
+    assert done.returncode == 0, done.stderr
+    page = (toy / "out/notebooks/01_one.html").read_text(encoding="utf-8")
+    where = "github/a/b/blob/main/notebooks/01_one.ipynb"
+    assert f'href="https://colab.research.google.com/{where}"' in page
+    assert 'href="https://mybinder.org/v2/gh/a/b/main?' in page
+    assert 'href="https://github.com/a/b/blob/main/LICENSE"' in page
+
+
+def test_a_warning_fails_the_build(toy):
+    path = toy / "notebooks/02_two.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook["cells"].append(md(r"A formula $\notacommand{x}$."))
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+    done = run_build(toy, toy / "out")
+    assert done.returncode == 1 and "notacommand" in done.stderr and "02_two" in done.stderr
+    assert done.stderr.endswith("the warnings above must be mended first\n")
+
+
+def test_a_damaged_notebook_gets_one_line(toy):
+    (toy / "notebooks/02_two.ipynb").write_text('{"cells": [', encoding="utf-8")
+    done = run_build(toy, toy / "out")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("build.py: ") and "02_two" in done.stderr
 
 
 def test_docstrings_keep_their_stars_and_code():

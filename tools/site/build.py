@@ -7,6 +7,7 @@ The result is a folder of files for any static host; its index.html also opens b
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from chapter import Book, Chapter, page_of, prose, solution_cells  # noqa: E402
 from library import index_page, module_page, owners, read_library  # noqa: E402
+from module_text import ExportError
 from story import exported_cells  # noqa: E402
 from terms import glossary_page  # noqa: E402
 
@@ -79,6 +81,9 @@ def make_book(root: Path) -> Book:
         else ""
     )
     pages = {f.relative_to(root).as_posix() for f in files}
+    for path in sorted(pages):
+        if path.endswith(".ipynb"):
+            Chapter.read(root, path)  # a damaged one is named before anything else looks at it
     return Book(root, pages, set(read_library(root)), exported_cells(chapter_files(root)), blob)
 
 
@@ -191,22 +196,10 @@ def empty(out: Path) -> None:
 
 def run_sphinx(source: Path, out: Path, scratch: Path) -> None:
     """Call Sphinx; a warning is an error."""
-    arguments = [
-        "-b",
-        "html",
-        "-c",
-        HERE,
-        "-d",
-        scratch,
-        "-j",
-        "auto",
-        "-W",
-        "--keep-going",
-        "-q",
-        source,
-        out,
-    ]
-    done = subprocess.run([sys.executable, "-m", "sphinx", *map(str, arguments)], cwd=source)
+    env = {**os.environ, "NANOGPT_SITE": str(source / "site.json")}
+    options = ["-c", HERE, "-d", scratch, "-j", "auto", "-W", "--keep-going", "-q"]
+    command = [sys.executable, "-m", "sphinx", "-b", "html", *options, source, out]
+    done = subprocess.run([str(word) for word in command], cwd=source, env=env)
     if done.returncode:
         raise SystemExit("build.py: the warnings above must be mended first")
 
@@ -222,7 +215,10 @@ def main(argv: list[str] | None = None) -> int:
     alive = (root / "nanogpt_lib/page.py").exists()
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "source"
-        write_sources(root, source, alive)
+        try:
+            write_sources(root, source, alive)
+        except (ExportError, ValueError, KeyError, OSError) as error:
+            raise SystemExit(f"build.py: {error}") from None
         run_sphinx(source, out, Path(scratch) / "doctrees")
     if alive:
         put_model_in_a_page(root, out / "gpt.html")

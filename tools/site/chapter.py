@@ -54,7 +54,10 @@ class Chapter:
     @classmethod
     def read(cls, root: Path, path: str) -> "Chapter":
         """Read a notebook below root."""
-        notebook = json.loads((root / path).read_text(encoding="utf-8"))
+        try:
+            notebook = json.loads((root / path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no notebook: {error}") from None
         return cls(path, notebook["cells"], notebook["metadata"])
 
     @property
@@ -96,7 +99,7 @@ class Chapter:
 def prose(text: str, page: str, book: Book) -> str:
     """A Markdown text of a page, rewritten for the book."""
     text = relink(without_navigation(text), lambda target: book.resolve(page, target))
-    return space_formulas(link_times(text))
+    return space_formulas(link_times(text) if page.endswith(".ipynb") else text)
 
 
 def file_note(here: Exported, replaced: bool) -> str:

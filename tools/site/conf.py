@@ -1,14 +1,13 @@
 """Sphinx's settings for the web book; tools/site/build.py calls it."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-SITE = (
-    json.loads(Path("site.json").read_text(encoding="utf-8")) if Path("site.json").exists() else {}
-)
+SITE = json.loads(Path(os.environ["NANOGPT_SITE"]).read_text(encoding="utf-8"))
 
 project = "GPT-2 from an empty file"
 html_title = project

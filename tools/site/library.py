@@ -72,7 +72,7 @@ def read_module(root: Path, file: Path) -> LibraryModule:
     tree, lines, symbols = ast.parse(text), text.split("\n"), []
     for node in tree.body:
         for name in names_of(node):
-            if not name.startswith("_") and name != "GUARD":
+            if not name.startswith("_") and name not in {s.name for s in symbols}:
                 symbol = Symbol(name, node, segment(lines, node))
                 if isinstance(node, ast.ClassDef):
                     functions = [n for n in node.body if isinstance(n, ast.FunctionDef)]
