@@ -1,5 +1,5 @@
-# make train · test · test-avx2 · rehearse · ddp · gpu-status · environment · lab · site · export · bench ·
-# gpu · claims · torture · clean
+# make train · test · test-avx2 · rehearse · ddp · gpu-status · environment · lab · site · export ·
+# bench · gpu · claims · torture · clean
 # Needs Python 3.11 to 3.13 and nothing else; `make train PYTHON=python3.12` chooses one.
 
 PYTHON ?= python3
@@ -68,5 +68,5 @@ $(READY): pyproject.toml constraints.txt
 clean:  ## remove the environment; `make clean ALL=1` the runs, datasets and pages made here, too
 	rm -rf .venv $(if $(ALL),runs data/*/ site)
 
-.PHONY: train test test-avx2 rehearse ddp gpu-status environment claims torture lab site export bench gpu \
-	clean
+.PHONY: train test test-avx2 rehearse ddp gpu-status environment claims torture lab site export bench \
+	gpu clean
