@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import socket
+import subprocess
 from collections import Counter
 from pathlib import Path
 from time import perf_counter
@@ -66,7 +67,7 @@ def describe_process(config: TrainConfig, world: World, device: torch.device) ->
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         used = total - free - torch.cuda.memory_reserved(device)
-        if used > 0.05 * total:
+        if used > max(0.05 * total, 2e9):  # less is this process's own context
             known["note"] = f"{in_units(used)} of {device} are in use by another program"
         elif (idle := torch.cuda.device_count() - local_size(world)) > 0:
             known["note"] = f"{idle} of {torch.cuda.device_count()} GPUs idle: --nproc_per_node"
@@ -286,12 +287,14 @@ def nvlink_bandwidth(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = name_of(device)
-    joined = any(f"NV{n}" in (topology() or "").split() for n in range(1, 19))
+    joined = any(f"NV{n}" in topology().split() for n in range(1, 19))
     card = next((card for card in NVLINK if card in name and "PCIe" not in name), None)
     return 0.8 * NVLINK[card] if joined and card and "NVL" not in name else None
 
 
 def topology() -> str:
     """What nvidia-smi says about the links between the GPUs; "" without it."""
-    found = shutil.which("nvidia-smi")
-    return os.popen("nvidia-smi topo -m").read() if found else ""
+    try:
+        return subprocess.run(["nvidia-smi", "topo", "-m"], capture_output=True, text=True).stdout
+    except OSError:
+        return ""

@@ -12,7 +12,7 @@ import torch
 
 from nanogpt_lib.config import TrainConfig, micro_batch
 from nanogpt_lib.device import autocast, median_seconds
-from nanogpt_lib.forecast import rows_within
+from nanogpt_lib.forecast import in_time, rows_within
 from nanogpt_lib.preflight.flight import Flight, build, let_go, state_of, take
 from nanogpt_lib.run import Run
 from nanogpt_lib.support.checks import Note
@@ -122,7 +122,7 @@ def compile_line(found: list[dict]) -> str:
 def ranks_line(seconds: list[float]) -> str:
     """Each rank's micro-step beside the median; raises UserError for a rank that slows all."""
     usual, slowest = statistics.median_low(seconds), max(seconds)
-    text = f"a micro-step takes {slowest * 1e3:.4g} ms"
+    text = f"a micro-step takes {in_time(slowest)}"
     if len(seconds) == 1:
         return text
     rank, ratio = seconds.index(slowest), slowest / usual
