@@ -1,11 +1,10 @@
-"""What a run will need: hours, memory and disk. For bench.py and the preflight."""
+"""What a run will need: hours and disk. For bench.py and the preflight."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch.nn as nn
 
-from nanogpt_lib.config import TrainConfig, divisors
+from nanogpt_lib.config import TrainConfig
 
 LOG_LINE = 250  # bytes of log.jsonl per step, rounded up
 
@@ -78,13 +77,3 @@ def checkpoints_at_once(config: TrainConfig, step: int = 0) -> int:
     """
     written = times_due(config.save_every, step + 1, config.max_steps)
     return min(written, config.keep_checkpoints + 2) if config.keep_checkpoints else written
-
-
-# --- memory -------------------------------------------------------------------------------------
-
-
-def rows_within(memory: float, share: int, rows: int, need: Callable[[int], float]) -> int:
-    """The most rows, fewer than `rows`, that divide a process's share of a step and fit into nine
-    tenths of `memory`; 0 if none do."""
-    fitting = (n for n in divisors(share) if n < rows and need(n) <= 0.9 * memory)
-    return max(fitting, default=0)

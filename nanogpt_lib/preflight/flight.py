@@ -60,11 +60,20 @@ class Flight:
         shared = local_size(self.world) if self.device.type == "cpu" else 1
         return (memory_bytes(self.device) or math.inf) / shared
 
-    def need(self, rows: int, shards: int | None = None) -> int:
-        """Bytes of a step with so many rows, by the formula."""
-        if shards is None:
-            shards = self.world.size if self.config.parallel == "fsdp" else 1
-        return training_bytes(self.model, rows, self.dtype, self.optimizer_bytes, shards)
+    @property
+    def ranks(self) -> int:
+        """Over how many processes the model is sharded."""
+        return self.world.size if self.config.parallel == "fsdp" else 1
+
+    def need(self, rows: int, ranks: int) -> int:
+        """Bytes of a step with so many rows, sharded over so many ranks, by the formula."""
+        return training_bytes(self.model, rows, self.dtype, self.optimizer_bytes, ranks)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether --minutes has still to set the number of steps; see pace.py."""
+        config = self.config
+        return config.minutes > 0 and ("step_seconds" in config.flags or not config.step_seconds)
 
 
 # --- building, and letting go -------------------------------------------------------------------

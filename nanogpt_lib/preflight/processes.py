@@ -12,12 +12,12 @@ import torch
 
 from nanogpt_lib.config import TrainConfig, micro_batch
 from nanogpt_lib.device import autocast, median_seconds
-from nanogpt_lib.forecast import in_time, rows_within
+from nanogpt_lib.forecast import in_time
 from nanogpt_lib.preflight.flight import Flight, build, let_go, state_of, take
 from nanogpt_lib.run import Run
 from nanogpt_lib.support.checks import Note
 from nanogpt_lib.support.errors import UserError
-from nanogpt_lib.support.memory import is_out_of_memory
+from nanogpt_lib.support.memory import is_out_of_memory, rows_to_try
 from nanogpt_lib.support.processes import World
 
 STEPS = 5  # updates in which W processes are compared with one
@@ -39,7 +39,7 @@ def twin(flight: Flight) -> TrainConfig:
     config = replace(flight.config, batch_size=rows)
     if flight.world.size == 1:
         return config
-    room = 0.9 * flight.memory / flight.need(rows, shards=1)
+    room = 0.9 * flight.memory / flight.need(rows, 1)
     if config.parallel == "ddp" or room >= 1:
         return replace(config, dropout=0.0)
     layers = max(1, math.floor(config.n_layer * room / 2))
@@ -66,7 +66,8 @@ def try_alone(flight: Flight) -> dict:
     if found := built_alone(flight, config):
         return found
     text, share = f"out of memory with {rows} rows", rows * micro_steps
-    while rows := rows_within(flight.memory, share, rows, flight.need):
+    sizes = flight.optimizer_bytes, flight.ranks
+    while rows := rows_to_try(flight.model, flight.dtype, flight.memory, share, rows, *sizes):
         if built_alone(flight, replace(config, batch_size=rows)):
             raise UserError(f"{text}; --batch-size {rows} fits (the tokens per step stay the same)")
     raise UserError(f"{text}, and with any number: a smaller model, or --parallel fsdp")
@@ -81,7 +82,7 @@ def built_alone(flight: Flight, config: TrainConfig) -> dict | None:
         if not is_out_of_memory(error):
             raise
         seconds = None
-    if flight.run and flight.run.step >= config.max_steps:
+    if flight.run and flight.run.step >= config.max_steps and not flight.undecided:
         raise UserError(f"{flight.config.out} has its {config.max_steps} steps: nothing is left")
     if seconds is None:  # outside the handler, which keeps the frames and their tensors
         let_go(flight)

@@ -25,7 +25,6 @@ from nanogpt_lib.forecast import (
     checkpoint_bytes,
     checkpoints_at_once,
     in_hours,
-    rows_within,
 )
 from nanogpt_lib.hellaswag import read_items
 from nanogpt_lib.preflight.flight import Flight, Loop, let_go
@@ -50,6 +49,7 @@ from nanogpt_lib.start import open_source
 from nanogpt_lib.support.checks import Checks, Note, quiet
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.files import in_units
+from nanogpt_lib.support.memory import rows_that_fit
 from nanogpt_lib.support.processes import World
 from nanogpt_lib.tokenizer import tokenizer_from
 
@@ -88,7 +88,8 @@ def before_a_model(flight: Flight, notes: list[str], stack: contextlib.ExitStack
     check("same", partial(fingerprints, config), lambda ours: sameness_line(ours, datasets))
     if not found:
         return False
-    check("tokens", partial(tokens_line, config, found[0]["tokens"][0]))
+    if not flight.undecided:
+        check("tokens", partial(tokens_line, config, found[0]["tokens"][0]))
     flight.meta = found[0]["meta"]
     if not check("model", partial(plan_model, flight)):
         return False
@@ -142,11 +143,12 @@ def memory_line(flight: Flight) -> str:
     """The memory of a step by the formula. It is for plain PyTorch: compiled, a step needs less, so
     on a GPU the formula alone stops nothing that is not far off."""
     rows, micro_steps = micro_batch(flight.config, flight.world.size)
-    needed = flight.need(rows)
+    needed = flight.need(rows, flight.ranks)
     text = f"{in_units(needed)} for {rows} rows by formula, {in_units(flight.memory)} there"
     if needed <= 0.9 * flight.memory:
         return text
-    fewer = rows_within(flight.memory, rows * micro_steps, rows, flight.need)
+    what = flight.model, flight.dtype, flight.memory, rows * micro_steps
+    fewer = rows_that_fit(*what, flight.optimizer_bytes, flight.ranks)
     advice = f"--batch-size {fewer} fits" if fewer else "a smaller --block-size or model, or fsdp"
     if needed > flight.memory * (1.25 if flight.device.type == "cuda" else 1):
         raise UserError(f"{text}; {advice}")

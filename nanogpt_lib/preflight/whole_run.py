@@ -11,6 +11,7 @@ from time import perf_counter
 
 from nanogpt_lib.config import micro_batch
 from nanogpt_lib.forecast import Forecast, in_hours, in_time, times_due
+from nanogpt_lib.pace import set_length
 from nanogpt_lib.preflight.flight import Flight, build, let_go, state_of, take
 from nanogpt_lib.preflight.processes import SECONDS, STEPS, TOLERANCE, twin
 from nanogpt_lib.run import save
@@ -49,6 +50,9 @@ def whole_updates(flight: Flight) -> str:
     take(flight, flight.run, count, many)
     seconds = (perf_counter() - start) / count * micro_steps / many
     flight.seconds["step"] = seconds
+    if flight.undecided:
+        pace = flight.config.step_seconds or seconds
+        set_length(flight.config, flight.first_step, flight.run.progress.elapsed, pace)
     fast = flight.loop.speed(flight.run, seconds)
     text = f"{in_time(seconds)}, {fast['tokens_per_sec']:,.0f} tokens/s"
     text += f", MFU {fast['mfu']:.1%}" if fast["mfu"] else ""
