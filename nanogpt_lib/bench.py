@@ -143,27 +143,16 @@ def print_memory(dtype: torch.dtype) -> None:
     print("then the largest micro-batch that divides the step and fits into a card's memory:")
     head = "".join(f"{f'{n} rows':>9}" for n in ROWS) + "".join(f"{f'{g} GB':>7}" for g in cards)
     print(f"  {'preset':<22}{head}")
-    for name in PRESETS:
+    sharded = [("gpt2-1558m", 8), ("gpt2-1558m", 16)]  # on one node, and on two
+    for name, ranks in [*((name, 1) for name in PRESETS), *sharded]:
         config, model = preset_model(name)
         own = state_bytes(OPTIMIZERS[config.optimizer](model, config, dtype))
-        step_rows = config.total_batch_size // config.block_size
-        needs = "".join(f"{training_bytes(model, n, dtype, own) / 1e9:9.2f}" for n in ROWS)
-        fits = [rows_that_fit(model, dtype, gb * 1e9, step_rows, own) for gb in cards]
-        print(f"  {name:<22}{needs}" + "".join(f"{n or '—':>7}" for n in fits))
-    print_sharded_memory(dtype, "gpt2-1558m", cards)
-
-
-def print_sharded_memory(dtype: torch.dtype, name: str, cards: tuple[int, ...]) -> None:
-    """The same for one preset with --parallel fsdp, per card, on one node of eight and on two."""
-    config, model = preset_model(name)
-    step_rows = config.total_batch_size // config.block_size
-    for ranks in (8, 16):
-        needs = "".join(f"{training_bytes(model, n, dtype, None, ranks) / 1e9:9.2f}" for n in ROWS)
-        fits = [
-            rows_that_fit(model, dtype, gb * 1e9, step_rows // ranks, None, ranks) for gb in cards
-        ]
-        label = f"{name}, fsdp, {ranks}"
-        print(f"  {label:<22}{needs}" + "".join(f"{n or '—':>7}" for n in fits))
+        own_rows = config.total_batch_size // config.block_size // ranks
+        needs = (training_bytes(model, n, dtype, own, ranks) / 1e9 for n in ROWS)
+        fits = (rows_that_fit(model, dtype, gb * 1e9, own_rows, own, ranks) for gb in cards)
+        label = f"{name}, fsdp, {ranks}" if ranks > 1 else name
+        numbers = "".join(f"{need:9.2f}" for need in needs)
+        print(f"  {label:<22}{numbers}" + "".join(f"{n or '—':>7}" for n in fits))
 
 
 def print_estimates(flops_per_second: float, device_name: str) -> None:
