@@ -12,7 +12,7 @@ import torch.nn as nn
 from nanogpt_lib.checkpoint import load_optimizer, save_checkpoint
 from nanogpt_lib.choices import MODELS, OPTIMIZERS, Optimizers, model_config, state_bytes
 from nanogpt_lib.config import TrainConfig, as_dict, micro_batch
-from nanogpt_lib.device import allow_tf32, choose_dtype, compile_model
+from nanogpt_lib.device import allow_tf32, choose_dtype
 from nanogpt_lib.distributed import wrap_ddp
 from nanogpt_lib.hellaswag import Item, read_items
 from nanogpt_lib.loader import TokenLoader
@@ -36,6 +36,7 @@ from nanogpt_lib.support.processes import World
 from nanogpt_lib.support.read_ahead import ReadAhead, feed
 from nanogpt_lib.support.run_log import RunLog, external_logger, read_log
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
+from nanogpt_lib.training_loss import compile_for_training
 
 EVAL_TOKENS, EVAL_LOGITS = 4096, 2**22  # of an evaluation batch on a CPU, at most
 
@@ -207,7 +208,7 @@ def make_trainable(run: Run) -> None:
     run.optimizer = OPTIMIZERS[config.optimizer](run.raw, config, run.dtype)
     run.scaler = torch.amp.GradScaler(device.type, enabled=run.dtype == torch.float16)
     x = torch.zeros(run.rows, config.block_size, dtype=torch.long, device=device)
-    model, run.compiled = compile_model(run.raw, config.compile, device, x, x, run.dtype)
+    model, run.compiled = compile_for_training(run.raw, config, device, x, run.dtype)
     run.model = wrap_ddp(model, world, device) if config.parallel == "ddp" else model
 
 

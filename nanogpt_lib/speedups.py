@@ -33,6 +33,7 @@ from nanogpt_lib.recipes.text import write_splits
 from nanogpt_lib.shards import TokenStream
 from nanogpt_lib.support.memory import is_out_of_memory, keep_freed_memory
 from nanogpt_lib.support.read_ahead import ReadAhead
+from nanogpt_lib.training_loss import TrainingLoss
 
 CHUNK = 2048  # positions whose logits are in memory together, if the loss is computed in chunks
 
@@ -49,7 +50,7 @@ class Variant:
     kernel: str = ""  # a back end of scaled_dot_product_attention; "": PyTorch chooses
     vocab_multiple: int = 1
     fused: bool = False  # AdamW in one kernel
-    loss: str = "logits"  # "linear": F.linear_cross_entropy; "chunks": by hand
+    loss: str = "logits"  # "alone": TrainingLoss; or "linear": F.linear_cross_entropy, "chunks"
     factor: int = 1  # multiplies the number of rows
     micro_steps: int = 1  # forward and backward passes per update
     narrow: bool = False  # residual stream in dtype, not in float32
@@ -94,6 +95,7 @@ def further_changes(device: torch.device, compile: bool) -> dict[str, dict]:
     if hasattr(F, "linear_cross_entropy"):
         changes["linear_cross_entropy"] = dict(loss="linear")
     changes["loss in chunks"] = dict(loss="chunks")
+    changes["loss alone"] = dict(loss="alone")
     if device.type == "cuda":
         changes["16-bit residual stream"] = dict(narrow=True)
     if compile:
@@ -130,6 +132,15 @@ class OtherLoss(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             hidden, weight = hidden.to(self.dtype), weight.to(self.dtype)
             return None, F.linear_cross_entropy(hidden, weight, y, options=options)
+
+
+def for_training(raw: nn.Module, variant: Variant) -> nn.Module:
+    """What computes the loss of a model as the variant says."""
+    if variant.loss == "alone":
+        return TrainingLoss(raw, variant.dtype if variant.narrow else None)
+    if variant.narrow:
+        raw.transformer.drop.register_forward_hook(lambda *call: call[-1].to(variant.dtype))
+    return raw if variant.loss == "logits" else OtherLoss(raw, variant.loss, variant.dtype)
 
 
 def attention_kernel(name: str):
@@ -218,11 +229,7 @@ def measure(
     optimizer = torch.optim.AdamW(decay_groups(raw, 0.1), lr=1e-4, foreach=False)
     if variant.fused:
         optimizer = make_optimizer(raw, learning_rate=1e-4)
-    model: nn.Module = (
-        raw if variant.loss == "logits" else OtherLoss(raw, variant.loss, variant.dtype)
-    )
-    if variant.narrow:
-        raw.transformer.drop.register_forward_hook(lambda *call: call[-1].to(variant.dtype))
+    model = for_training(raw, variant)
     losses, note = [], ""
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gpu
 import gpu_run
 import pytest
 from gpu_base import Plan, Report
-from gpu_run import Child, Part, Record, allowed, missing_from
+from gpu_run import Child, Part, Record, allowed, missing_from, room
 
 from conftest import ROOT
 from nanogpt_lib.support.errors import UserError
@@ -77,8 +78,8 @@ def test_a_failure_is_noted_in_one_line_and_traced_in_the_log(rehearsed):
 
 def test_losses_are_those_recorded_and_one_process_is_as_good_as_none(rehearsed):
     parts = {name: part["result"] for name, part in rehearsed[0]["parts"].items()}
-    for dtype in ("float32", "bfloat16"):
-        found = parts["losses"][dtype]
+    for way in ("float32", "bfloat16", "bfloat16, 16-bit residual stream"):
+        found = parts["losses"][way]
         assert found["agrees"] and found["steps"] == 10 and found["last"] < found["first"] - 1
     parallel = parts["parallel"]
     assert parallel["backend"] == "gloo"
@@ -98,9 +99,8 @@ def test_the_ladder_and_the_updates_are_measured(rehearsed):
     parts = {name: part["result"] for name, part in rehearsed[0]["parts"].items()}
     rows = {row["name"]: row for row in parts["ladder"]["speedups"]}
     assert {"float32", "fused AdamW", "rows × 4", "8 micro-steps"} <= set(rows)
-    assert rows["8 micro-steps"]["tokens"] == 8 * rows["float32"]["tokens"] * (
-        2 if rows["rows × 2"]["kept"] else 1
-    )
+    factor = 2 if rows["rows × 2"]["kept"] else 4 if rows["rows × 4"]["kept"] else 1
+    assert rows["8 micro-steps"]["tokens"] == 8 * factor * rows["float32"]["tokens"]
     others = parts["others"]
     assert others["ours"]["losses"] == pytest.approx([10.82, 10.82], abs=0.05)
     assert others["tokens_per_update"] == others["rows"] * others["micro_steps"] * 32
@@ -116,6 +116,13 @@ def test_a_part_that_would_take_too_long_leaves_time_for_the_later_ones():
     assert allowed(plan, one, later, 120) == (40, "")  # what the later ones do not need
     assert allowed(plan, one, later, 90) == (20, "")  # no less than it needs itself
     assert allowed(plan, one, later, 15)[1] == "needs about 20 s, 15 s are left"
+
+
+def test_only_untimed_parts_share_the_card_in_a_full_run():
+    plan = Plan("full", "cpu", ".", 0.0)
+    one, timed = SimpleNamespace(names=["compile"]), SimpleNamespace(names=["ladder"])
+    assert room(plan, [], ["ladder"]) and room(plan, [one], ["losses"])
+    assert not room(plan, [one], ["ladder"]) and not room(plan, [timed], ["losses"])
 
 
 def test_parts_without_time_are_skipped_and_noted(tmp_path):

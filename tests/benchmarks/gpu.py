@@ -6,9 +6,10 @@
     python tests/benchmarks/gpu.py --out tiny.json --rehearse     the same on any CPU, tiny
     python tests/benchmarks/gpu.py --record                       on a CPU: the losses to compare
 
-The most important parts come first. Each runs in a process of its own with a time limit, so that
-none can take the others with it, and FILE.json is written again after each; what they print, with
-all tracebacks, is in FILE.log. Parts for which the time does not suffice are noted as skipped.
+The most important parts come first, after those that measure no time, which run together. Each
+runs in a process of its own with a time limit, so that none can take the others with it, and
+FILE.json is written again after each; what they print, with all tracebacks, is in FILE.log. Parts
+for which the time does not suffice are noted as skipped.
 
 FILE.json: `about` (card, driver, versions, commit, date, mode), `clocks` (of the card: before,
 after, and their spread), and `parts`: name → `status` (ok, failed, stopped or skipped), `seconds`,
@@ -22,18 +23,19 @@ import tempfile
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 
 ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
+import gpu_compile
 import gpu_inference
 import gpu_machine
 import gpu_training
 import torch
 from gpu_base import RECORDED, Plan, Report, reason
-from gpu_run import Clocks, Part, Record, part_file, results_of, run_all, start_job, wait_for_plan
+from gpu_run import Clocks, Part, Record, part_file, run_all, wait_for_plan
 
 from nanogpt_lib.support.cli import OneLineParser, run_program
 from nanogpt_lib.support.errors import UserError
@@ -43,42 +45,16 @@ from nanogpt_lib.support.machine import describe_machine, name_of, output_of
 BUDGET = {"full": 470.0, "quick": 112.0, "rehearsal": 600.0}  # seconds
 
 
-def compile_ahead(plan: Plan, report: Report) -> None:
-    """Run compile_jobs, as many at once as fit into the card's memory."""
-    jobs = gpu_training.compile_jobs(plan)
-    if plan.mode == "rehearsal":
-        jobs = dict(list(jobs.items())[:1])
-    budget, running, started = free_gigabytes(plan), {}, set()
-    while len(started) < len(jobs) or running:
-        for name, (gigabytes, _) in jobs.items():
-            used = sum(jobs[other][0] for other in running)
-            if name not in started and (not running or used + gigabytes < budget):
-                running[name] = start_job(plan, f"compile:{name}")
-                started.add(name)
-        sleep(0.1)
-        for name, process in list(running.items()):
-            if process.poll() is not None:
-                del running[name]
-                found = results_of(plan, f"compile:{name}")
-                report[name] = found.get(name, f"ended with status {process.returncode}")
-
-
-def free_gigabytes(plan: Plan) -> float:
-    """Memory of the card that compiling may use; beside a quick run's other parts, less."""
-    share = 0.85 if plan.mode == "full" else 0.35
-    return share * torch.cuda.mem_get_info()[0] / 1e9 if plan.on.type == "cuda" else 1.0
-
-
 PARTS = {
-    "losses": Part(gpu_training.losses, 20, 60),
-    "compile": Part(compile_ahead, 50, 130),
-    "ladder": Part(gpu_training.ladder, 70, 140),
-    "others": Part(gpu_training.others, 60, 100),
-    "sampling": Part(gpu_inference.sampling, 30, 60),
-    "hellaswag": Part(gpu_inference.hellaswag, 20, 45),
-    "memory": Part(gpu_machine.memory, 15, 40),
-    "parallel": Part(gpu_training.parallel, 25, 50),
-    "peak": Part(gpu_machine.peak, 8, 20),
+    "compile": Part(gpu_compile.compile_ahead, 45, 85),
+    "losses": Part(gpu_training.losses, 0, 75),
+    "parallel": Part(gpu_training.parallel, 0, 80),
+    "others": Part(gpu_training.others, 45, 90),
+    "ladder": Part(gpu_training.ladder, 45, 140),
+    "sampling": Part(gpu_inference.sampling, 18, 45),
+    "hellaswag": Part(gpu_inference.hellaswag, 12, 35),
+    "memory": Part(gpu_machine.memory, 9, 30),
+    "peak": Part(gpu_machine.peak, 5, 15),
     "programs": Part(gpu_machine.programs, 20, 75),
 }
 
@@ -94,7 +70,7 @@ def run_part(plan: Plan, name: str) -> None:
         if plan.on.type == "cuda":
             torch.cuda.set_device(plan.on)  # starts CUDA, which some functions expect
         if name.startswith("compile:"):
-            gpu_training.compile_one(plan, report, name.removeprefix("compile:"))
+            gpu_compile.compile_one(plan, report, name.removeprefix("compile:"))
         else:
             PARTS[name].function(plan, report)
         report["status"] = "ok"

@@ -27,8 +27,8 @@ TINY = dict(n_layer=2, n_head=2, n_embd=16, block_size=32)
 # by mode: full is GPT-2 124M; quick goes through every part once; rehearsal does so on any CPU
 SIZES = {
     "full": dict(
-        shape={}, rows=16, steps=10, loss_steps=100, update_rows=32, micro_steps=16, updates=4,
-        new_tokens=400, items=None, matrix=8192, guess=40.0,
+        shape={}, rows=16, steps=8, loss_steps=100, update_rows=32, micro_steps=16, updates=3,
+        new_tokens=400, items=None, matrix=8192, guess=20.0,
     ),
     "quick": dict(
         shape=dict(n_layer=2), rows=8, steps=3, loss_steps=100, update_rows=16, micro_steps=2,

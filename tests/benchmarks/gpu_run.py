@@ -19,6 +19,7 @@ from nanogpt_lib.support.places import ROOT
 
 PROGRAM = Path(__file__).with_name("gpu.py")
 AT_ONCE = {"full": 1, "quick": 5, "rehearsal": 1}  # parts; several disturb each other's timing
+UNTIMED = ("compile", "losses", "parallel")  # so these run together first, also in a full run
 
 
 class Part(NamedTuple):
@@ -42,9 +43,9 @@ def results_of(plan: Plan, name: str) -> dict:
 
 def start_child(folder: str, names: list[str], path: Path, **options) -> subprocess.Popen:
     """Start gpu.py for some parts; it waits for the plan at `path`, and prints into a log."""
-    cache = Path(folder, "cache")
-    env = {**os.environ, "PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": str(cache)}
-    env |= {"TRITON_CACHE_DIR": str(cache / "triton"), **options.pop("env", {})}
+    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or str(Path(folder, "cache"))
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": cache}
+    env |= {"TRITON_CACHE_DIR": str(Path(cache, "triton")), **options.pop("env", {})}
     command = [sys.executable, str(PROGRAM), "--part", ",".join(names), "--plan", str(path)]
     with open(Path(folder, names[0].split(":")[0] + ".log"), "a") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=ROOT, **options)
@@ -154,13 +155,20 @@ def allowed(plan: Plan, group: list[Part], later: list[Part], left: float) -> tu
     return limit, note if left < need else ""
 
 
+def room(plan: Plan, running: list[Child], names: list[str]) -> bool:
+    """Whether these parts may start beside those that run."""
+    untimed = all(name in UNTIMED for child in running for name in child.names)
+    together = plan.mode == "full" and untimed and names[0] in UNTIMED
+    return together or len(running) < AT_ONCE[plan.mode]
+
+
 def run_all(plan: Plan, record: Record, parts: dict[str, Part], budget: float) -> None:
     """Run all parts, each as soon as there is room, and collect their results."""
     together = plan.mode == "rehearsal"  # one process: importing PyTorch is most of the work
     waiting = [list(parts)] if together else [[name] for name in parts]
     begun, running, ahead = monotonic(), [], {}
     while waiting or running:
-        while waiting and len(running) < AT_ONCE[plan.mode]:
+        while waiting and room(plan, running, waiting[0]):
             group, *waiting = waiting
             child = ahead.pop(group[0], None) or Child(plan.folder, group)
             if waiting:  # the next one may import PyTorch meanwhile

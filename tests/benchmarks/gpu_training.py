@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from time import monotonic
 
@@ -31,20 +30,23 @@ from nanogpt_lib.optimizer import make_optimizer
 from nanogpt_lib.speedups import (
     Variant,
     attention_kernel,
+    for_training,
     further_changes,
     lecture_variants,
-    measure,
 )
 from nanogpt_lib.support.processes import World
 from nanogpt_lib.support.sharding import shard_blocks
 
 # --- losses beside a CPU's ------------------------------------------------------------------------
 
+PLAIN = Variant()
 SMALL = GPTConfig(block_size=64, vocab_size=256, n_layer=4, n_head=4, n_embd=128)
 NEAR = {"float32": 0.005, "bfloat16": 0.05}  # nats; 100 updates with AdamW enlarge rounding errors
 
 
-def small_losses(device: torch.device, dtype: torch.dtype, steps: int, compile: str) -> list[float]:
+def small_losses(
+    device: torch.device, dtype: torch.dtype, steps: int, compile: str, how: Variant = PLAIN
+) -> list[float]:
     """Losses of a small model's first updates, 8 rows of 64 bytes each."""
     torch.set_float32_matmul_precision("highest")
     text = torch.tensor(list(words().encode("ascii")))
@@ -52,7 +54,7 @@ def small_losses(device: torch.device, dtype: torch.dtype, steps: int, compile: 
     windows = text[starts[:, None] + torch.arange(65)].view(steps, 8, 65).to(device)
     batches = [(w[:, :-1].contiguous(), w[:, 1:].contiguous()) for w in windows]
     raw = new_model(SMALL, device)
-    model, _ = compile_model(raw, compile, device, *batches[0], dtype)
+    model, _ = compile_model(for_training(raw, how), compile, device, *batches[0], dtype)
     losses, _ = train(model, raw, make_optimizer(raw, learning_rate=1e-3), batches, device, dtype)
     return losses
 
@@ -85,6 +87,13 @@ def losses(plan: Plan, report: Report) -> None:
                 return beside(small_losses(*how), known[name], NEAR[name])
 
             report.attempt(name if compile == "off" else f"{name}, compiled", compare)
+    low = torch.bfloat16
+    narrow = Variant(loss="alone", dtype=low, narrow=True)
+    how = plan.on, low, steps, plan.compile, narrow
+    report.attempt(
+        "bfloat16, 16-bit residual stream",
+        lambda: beside(small_losses(*how), known["bfloat16"], NEAR["bfloat16"]),
+    )
     if plan.mode != "rehearsal":
         recorded = [known["gpt2_first_loss"]]
         report.attempt("gpt2", lambda: beside([first_loss(GPTConfig(), plan.on)], recorded, 1e-3))
@@ -101,7 +110,7 @@ def record_losses() -> dict:
 # --- the ladder -----------------------------------------------------------------------------------
 
 # what is worth trying first, should the time not suffice for all
-FIRST = ("SDPA: cudnn", "rows × 2", "16-bit residual stream", "SDPA: flash", "8 micro-steps")
+FIRST = ("SDPA: cudnn", "rows × 4", "loss alone", "16-bit residual stream", "SDPA: flash")
 LAST = ("inductor: tuned", "compile: max-autotune")
 
 
@@ -162,12 +171,24 @@ def contender(plan: Plan, name: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     if name in plan.checkouts():
         model, optimizer = their_model(name, plan.checkouts()[name], shape, plan.on)
         return with_weights(model, ours.state_dict()), optimizer
-    if "without biases" in name:
-        ours = with_weights(GPT(replace(shape, bias=False)).to(plan.on), ours.state_dict())
     return ours, adamw(ours)
 
 
-def time_updates(plan: Plan, name: str, kernel: str = "", only_compile: bool = False) -> dict:
+def contenders(plan: Plan) -> dict[str, Variant]:
+    """Who makes the same updates, and how; "ours" as train.py trains on a GPU."""
+    dtype = choose_dtype(plan.on)
+    kernel = "cudnn" if plan.on.type == "cuda" else ""
+    ours = replace(PLAIN, loss="alone", dtype=dtype)
+    return {
+        "ours": ours,
+        **dict.fromkeys(plan.checkouts(), PLAIN),
+        "ours, cuDNN and 16-bit residual stream": replace(ours, kernel=kernel, narrow=True),
+        "ours, cuDNN": replace(ours, kernel=kernel),
+        "ours, logits kept": replace(ours, loss="logits"),
+    }
+
+
+def time_updates(plan: Plan, name: str, only_compile: bool = False) -> dict:
     """Updates of 524,288 tokens (full size) with one contender: speed, losses, memory."""
     sizes, device, dtype = plan.sizes, plan.on, choose_dtype(plan.on)
     rows, T, warmup = sizes["update_rows"], plan.shape.block_size, 1
@@ -177,8 +198,10 @@ def time_updates(plan: Plan, name: str, kernel: str = "", only_compile: bool = F
     torch.set_float32_matmul_precision("high")
     raw, optimizer = contender(plan, name)
     batches = zipf_batches(updates * micro, rows, T, device)
-    with attention_kernel(kernel):
-        model, compiled = compile_model(raw, plan.compile, device, *batches[0], dtype)
+    how = contenders(plan)[name]
+    with attention_kernel(how.kernel):
+        form = for_training(raw, how)
+        model, compiled = compile_model(form, plan.compile, device, *batches[0], dtype)
         found, seconds = train(model, raw, optimizer, batches, device, dtype, micro)
     fast = rate(seconds, rows * micro * T, warmup)
     peak = peak_flops(device)
@@ -196,17 +219,13 @@ def others(plan: Plan, report: Report) -> None:
     report["tokens_per_update"] = (
         sizes["update_rows"] * sizes["micro_steps"] * plan.shape.block_size
     )
-    kernel = plan.earlier.get("ladder", {}).get("best", {}).get("kernel", "")
-    best = f"ours, SDPA {kernel}" if kernel else "ours"
-    names = {best: kernel, **dict.fromkeys(plan.checkouts(), ""), "ours": ""}
-    names["ours, without biases"] = kernel
     cost = sizes["guess"]
-    for name, chosen in names.items():
+    for name in contenders(plan):
         start = monotonic()
         if plan.deadline - start < cost:
             report[name] = {"missing": "no time left"}
             continue
-        report.attempt(name, lambda n=name, k=chosen: time_updates(plan, n, k))
+        report.attempt(name, lambda name=name: time_updates(plan, name))
         cost = 0.9 * (monotonic() - start)
 
 
@@ -233,7 +252,8 @@ def wrapped(plan: Plan, kind: str, mesh) -> dict:
     """Updates of the model compiled and wrapped as train.py does with several processes."""
     device, dtype, rows = plan.on, choose_dtype(plan.on), plan.sizes["rows"]
     torch.set_float32_matmul_precision("high")
-    raw = new_model(replace(plan.shape, vocab_multiple=64), device)
+    layers = min(4, plan.shape.n_layer)  # other parts run beside this one: what counts is the loss
+    raw = new_model(replace(plan.shape, vocab_multiple=64, n_layer=layers), device)
     if kind == "fsdp":
         shard_blocks(raw, raw.transformer.h, mesh)
     batches = zipf_batches(3 + plan.sizes["steps"], rows, plan.shape.block_size, device)
@@ -255,44 +275,3 @@ def parallel(plan: Plan, report: Report) -> None:
             if "losses" in found and "losses" in report["alone"]:
                 pairs = zip(found["losses"], report["alone"]["losses"], strict=True)
                 report[f"{kind}: largest gap"] = max(abs(a - b) for a, b in pairs)
-
-
-# --- compiling ahead ------------------------------------------------------------------------------
-
-
-def compile_jobs(plan: Plan) -> dict[str, tuple[float, Callable[[], object]]]:
-    """What later parts will compile, most important first: name → (gigabytes, job).
-
-    All share PyTorch's cache on disk. Compiling keeps one core busy and the GPU idle, so several at
-    once take little longer than one.
-    """
-    sizes, compile = plan.sizes, "default" if plan.compile == "on" else "off"
-    rows = sizes["rows"]
-    base = Variant(compile=compile, dtype=choose_dtype(plan.on), tf32=plan.compile == "on")
-    sdpa = replace(base, attention="sdpa")
-    wide = replace(sdpa, vocab_multiple=64, fused=True)
-    kernel = "cudnn" if plan.on.type == "cuda" else "flash"
-
-    def step(variant: Variant) -> Callable[[], object]:
-        return lambda: measure(variant, plan.shape, rows, 1, plan.on)
-
-    def updates(name: str, kernel: str = "") -> Callable[[], object]:
-        return lambda: time_updates(plan, name, kernel, only_compile=True)
-
-    gb = rows * 0.9
-    jobs = {
-        "vocabulary 50304": (gb, step(wide)),
-        "SDPA: cudnn": (gb, step(replace(wide, kernel=kernel))),
-        "torch.compile": (1.5 * gb, step(base)),
-        "fused attention": (gb, step(sdpa)),
-    }
-    large = sizes["update_rows"] * 0.9
-    for name in ("ours", *plan.checkouts()):
-        jobs[name] = (large, updates(name))
-    jobs["rows × 2"] = (large, updates("ours", kernel))
-    return jobs
-
-
-def compile_one(plan: Plan, report: Report, job: str) -> None:
-    """One of `compile_jobs`, in a process of its own."""
-    report.attempt(job, lambda: str(compile_jobs(plan)[job][1]())[:200])
