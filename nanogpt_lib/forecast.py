@@ -26,28 +26,31 @@ def times_due(every: int, first: int, last: int) -> int:
 
 @dataclass
 class Forecast:
-    """A run's hours: the updates, and what is done besides them."""
+    """A run's hours: the updates after `step`, and what is done besides them."""
 
-    steps: int
+    config: TrainConfig
     step_seconds: float
+    step: int = 0
     extras: dict[str, float] = field(default_factory=dict)  # name → seconds in the whole run
+
+    @property
+    def updates(self) -> float:
+        """Seconds spent in updates."""
+        return training_seconds(
+            self.config, self.config.total_batch_size / self.step_seconds, self.step
+        )
 
     @property
     def seconds(self) -> float:
         """Of the whole run."""
-        return self.steps * self.step_seconds + sum(self.extras.values())
+        return self.updates + sum(self.extras.values())
 
     def describe(self) -> str:
-        """Updates, extras and their sum in hours."""
-        extras = ", ".join(f"{name} {in_hours(s)}" for name, s in self.extras.items())
-        extras = f", {extras}" if extras else ""
-        updates = f"{self.steps:,} steps of {in_time(self.step_seconds)} {in_hours(self.step_time)}"
-        return f"{updates}{extras}: {in_hours(self.seconds)}"
-
-    @property
-    def step_time(self) -> float:
-        """Seconds spent in updates."""
-        return self.steps * self.step_seconds
+        """Updates, extras and their sum."""
+        steps = self.config.max_steps - self.step
+        updates = f"{steps:,} steps × {in_time(self.step_seconds)} = {in_hours(self.updates)}"
+        extras = "".join(f" + {name} {in_hours(s)}" for name, s in self.extras.items())
+        return f"{updates};{extras} = {in_hours(self.seconds)}" if extras else updates
 
 
 def in_hours(seconds: float) -> str:

@@ -77,7 +77,7 @@ def test_a_healthy_run_is_ready_and_nothing_is_written(data, capsys):
     assert [*lines] == [*CHECKS, "updates", *AFTER]
     assert "ready: the same command without --preflight" in said and "\033" not in said
     assert {path: path.stat().st_mtime_ns for path in data.parent.rglob("*")} == before
-    assert re.search(r"6 steps of .*validation .*checkpoints .*; 1 × 2 an hour = 0\.00", said)
+    assert re.search(r"6 steps × .* \+ validation .* \+ checkpoints .*; at 2 an hour: 0\.00", said)
 
 
 def test_a_run_to_resume_is_left_as_it_was(data, capsys):
@@ -86,7 +86,7 @@ def test_a_run_to_resume_is_left_as_it_was(data, capsys):
     capsys.readouterr()
     before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in out.rglob("*")}
     status, lines, _ = fly(capsys, data, "--resume")
-    assert status == 0 and lines["time"][1].startswith("3 steps of")  # of 6
+    assert status == 0 and lines["time"][1].startswith("3 steps ×")  # of 6
     assert "guessing would be" in lines["first loss"][1]
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in out.rglob("*")} == before
     status, lines, said = fly(capsys, data)
@@ -101,7 +101,7 @@ def test_minutes_set_the_steps_of_the_forecast(data, capsys):
     flags = [*TINY[:at], *TINY[at + 2 :], "--data", str(data), "--preflight"]
     flags += ["--warmup-steps", "10", "--minutes", "3", "--step-seconds", "0.5"]
     assert train.main([*flags, "--out", str(data.parent / "run")]) == 0
-    assert lines_of(capsys.readouterr().out)["time"][1].startswith("360 steps of")
+    assert lines_of(capsys.readouterr().out)["time"][1].startswith("360 steps ×")
 
 
 @pytest.fixture(scope="module")
@@ -380,9 +380,9 @@ def test_how_often_something_is_due_is_what_the_loop_does(every, first, more):
 def test_a_forecast_is_the_sum_of_its_parts():
     config = TrainConfig(max_steps=100, total_batch_size=1000)
     assert training_seconds(config, 500, step=50) == 100
-    forecast = Forecast(100, 3.0, {"validation": 1200.0})
-    assert forecast.seconds == 1500
-    assert forecast.describe() == "100 steps of 3 s 5 min, validation 20 min: 25 min"
+    forecast = Forecast(config, 3.0, 50, {"validation": 1200.0})
+    assert (forecast.updates, forecast.seconds) == (150, 1350)
+    assert forecast.describe() == "50 steps × 3 s = 2.5 min; + validation 20 min = 22.5 min"
 
 
 @pytest.mark.parametrize("keep, every, most", [(2, 10, 4), (2, 50, 2), (0, 10, 10), (0, 0, 1)])

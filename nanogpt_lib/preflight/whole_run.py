@@ -146,10 +146,11 @@ def forecast_line(flight: Flight) -> str:
             extras[name] = seconds[name] * times_due(every, first, last)
     extras["samples"] = seconds["samples"] * times_due(config.sample_every, first, last)
     extras["checkpoints"] = seconds["save"] * times_due(config.save_every, first + 1, last)
-    hours = Forecast(last - first, seconds["step"], extras)
+    hours = Forecast(config, seconds["step"], first, extras)
     text = hours.describe()
     if config.price:
         gpus = flight.world.size
         cost = hours.seconds / 3600 * gpus * config.price
-        text += f"; {gpus} × {config.price:g} an hour = {cost:,.2f}"
+        each = f" for each of {gpus}" if gpus > 1 else ""
+        text += f"; at {config.price:g} an hour{each}: {cost:,.2f}"
     return text
