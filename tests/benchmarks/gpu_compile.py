@@ -33,7 +33,7 @@ def compile_jobs(plan: Plan) -> dict[str, tuple[float, Callable[[], object]]]:
         return lambda: time_updates(plan, name, only_compile=True)
 
     gb = rows * 0.9
-    large = sizes["update_rows"] * 0.7
+    large = sizes["update_rows"] * 0.75
     ladder = {
         "vocabulary 50304": (gb, step(wide)),
         "SDPA: cudnn": (gb, step(replace(wide, kernel=kernel))),

@@ -183,7 +183,6 @@ def contenders(plan: Plan) -> dict[str, Variant]:
         "ours": ours,
         **dict.fromkeys(plan.checkouts(), PLAIN),
         "ours, cuDNN and 16-bit residual stream": replace(ours, kernel=kernel, narrow=True),
-        "ours, cuDNN": replace(ours, kernel=kernel),
         "ours, logits kept": replace(ours, loss="logits"),
     }
 
