@@ -58,7 +58,7 @@ def test_the_check_before_the_start_has_the_flags_of_the_run():
     ours, theirs = ({k: v for k, v in vars(c).items() if k not in apart} for c in configs)
     assert ours == theirs
     assert "--nproc_per_node=8" in run and "--nproc_per_node=8" in check
-    assert "tee -a gpt2-124m.txt" in launch  # an error message outlives the window
+    assert "tee -ai gpt2-124m.txt" in launch  # an error message outlives the window
 
 
 def test_readme_leads_to_the_page():
