@@ -11,6 +11,7 @@ from conftest import program
 from nanogpt_lib import huggingface, score
 from nanogpt_lib.model_card import model_card, read_scores, standard_error
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.files import seal, write_json
 from nanogpt_lib.support.run_log import read_log
 
 SCORES = {"acc_sum": 0.286, "acc_token": 0.2955, "acc_byte": 0.3114, "items": 10_042, "own": 0}
@@ -47,7 +48,7 @@ def test_the_card_states_data_tokens_losses_scores_and_licences(run):
     assert "HellaSwag |" not in model_card(run, "my-gpt2", 1)
     settings = json.loads((run / "config.json").read_text()) | {"data": "gone/fineweb"}
     settings.pop("sha256")
-    (run / "config.json").write_text(json.dumps(settings))
+    write_json(run / "config.json", seal(settings))
     assert "ODC-By 1.0" in model_card(run, "my-gpt2", 1)  # even without the data at hand
 
 

@@ -44,7 +44,6 @@ SMALL = [  # in a line of the page → here
         "--save-every 5 --device cpu",
     ),
     ("--nproc_per_node=8", "--nproc_per_node=2 --local-addr=127.0.0.1"),
-    ("--every 10", "--every 1"),
     ("--follow", "--follow --every 2"),
     ("--num-samples 4", "--num-samples 1 --max-new-tokens 20"),
 ]
