@@ -229,7 +229,7 @@ def lagging(h: History) -> Symptom | None:
     if share < 0.9 or ratio < 1.2:
         return None
     text = f"rank {rank} lags: its part of a step takes {ratio:.2f} times as long as the others'"
-    advice = f"look at GPU {rank} of its node (nvidia-smi: heat, power, another process)"
+    advice = "look at its GPU (nvidia-smi: heat, power, another process) and its node"
     return Symptom("lagging", int(steps[-len(recent)]), text, advice)
 
 

@@ -25,7 +25,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
@@ -161,8 +160,10 @@ class Rehearsal:
             raise SystemExit(f"{done.stdout[-3000:]}\nended with status {done.returncode}: {line}")
         return done.stdout
 
-    def processes(self) -> list[psutil.Process]:
+    def processes(self) -> list:
         """torchrun and the processes of the run."""
+        import psutil  # comes with ipykernel
+
         found = []
         for process in psutil.process_iter():
             try:
