@@ -11,27 +11,21 @@ hub's protocol; they are this Python's documentation.
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from nanogpt_lib.recipes.pretokenized import PRETOKENIZED
+from loopback_hub import serve
+
 from nanogpt_lib.support.run_log import read_log
-from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 PAGE = ROOT / "notebooks/runbook.md"
 SMALL = [  # in a line of the page → here
@@ -47,7 +41,6 @@ SMALL = [  # in a line of the page → here
     ("--num-samples 4", "--num-samples 1 --max-new-tokens 20"),
 ]
 OF_SPEED = ("tokens per second fell", "lags: its part")  # symptoms of a busy machine, not of a run
-REPO = PRETOKENIZED["fineweb-edu", "10BT"][0]
 
 
 def page_lines() -> list[str]:
@@ -61,72 +54,6 @@ def small(line: str) -> str:
     for old, new in SMALL:
         line = line.replace(old, new)
     return line
-
-
-# ---- a hub on the loopback address
-
-
-def shards() -> dict[str, bytes]:
-    """Published files in llm.c's format: one for validation, two for training."""
-    text = subprocess.run(
-        [sys.executable, "-c", "import pydoc_data.topics as t; print(*t.topics.values())"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    ids = np.array(GPT2Tokenizer().encode(text), dtype=np.uint16)
-    parts = {"val_000000": ids[:12_000], "train_000001": ids[12_000:60_000]}
-    parts["train_000002"] = ids[60_000:]
-    return {f"finewebedu_{name}.bin": as_llmc(tokens) for name, tokens in parts.items()}
-
-
-def as_llmc(tokens: np.ndarray) -> bytes:
-    """Tokens as a .bin file of llm.c."""
-    header = np.zeros(256, dtype=np.int32)
-    header[:3] = 20240520, 1, len(tokens)
-    return header.tobytes() + tokens.tobytes()
-
-
-class Hub(BaseHTTPRequestHandler):
-    """The hub's protocol for one dataset: a list of files with checksums, and the files."""
-
-    files: dict[str, bytes]
-
-    def do_HEAD(self):
-        """Answer a request; GET also sends the body."""
-        path = self.path.replace("%2F", "/").split("?")[0]
-        if "/tree/" in path or path.count("/") == 4 or "/revision/" in path:
-            return self.send(json.dumps(self.about(path)).encode(), "application/json")
-        body = self.files.get(path.rsplit("/", 1)[-1])
-        if body is None:
-            return self.send(b"", "text/plain", 404)
-        tag = {"ETag": f'"{sha256(body).hexdigest()}"', "X-Repo-Commit": "0" * 40}
-        return self.send(body, "application/octet-stream", 200, tag)
-
-    do_GET = do_HEAD
-
-    def about(self, path: str):
-        """The dataset's commit, or its files."""
-        if "/tree/" not in path:
-            return {"id": REPO, "sha": "0" * 40, "siblings": []}
-        return [
-            {
-                "type": "file", "path": name, "size": len(body), "oid": "0" * 40,
-                "lfs": {"oid": sha256(body).hexdigest(), "size": len(body), "pointerSize": 134},
-            }
-            for name, body in self.files.items()
-        ]  # fmt: skip
-
-    def send(self, body: bytes, kind: str, status: int = 200, headers: dict | None = None):
-        """One answer."""
-        self.send_response(status)
-        for name, value in {**(headers or {}), "Content-Type": kind}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *args) -> None:
-        """Silent."""
 
 
 # ---- the steps
@@ -275,11 +202,22 @@ def check(line: str, said: str) -> None:
         assert word not in line or words in said, f"{line} does not say {words!r}:\n{said}"
 
 
+def newer(one: Path, other: Path) -> bool:
+    """Whether `one` was written later."""
+    return one.stat().st_mtime >= other.stat().st_mtime
+
+
 def main() -> None:
     """Copy the repository, start the hub, rehearse."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--keep", type=Path, help="work here and keep it")
     args = parser.parse_args()
+    if missing := [name for name in ("bash", "make", "tmux", "git") if not shutil.which(name)]:
+        raise SystemExit(f"rehearse.py: install {', '.join(missing)} first")
+    installed = ROOT / ".venv/installed"
+    made_from = [ROOT / "pyproject.toml", ROOT / "constraints.txt"]
+    if not all(installed.exists() and newer(installed, path) for path in made_from):
+        raise SystemExit("rehearse.py: run make environment first")
     work = (args.keep or Path(tempfile.mkdtemp(prefix="rehearsal-"))).resolve()
     work.mkdir(parents=True, exist_ok=True)
     listed = subprocess.run(
@@ -291,9 +229,7 @@ def main() -> None:
             (work / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, work / name)
     (work / ".venv").symlink_to(ROOT / ".venv")
-    Hub.files = shards()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = serve()
     stage = Rehearsal(work, f"http://127.0.0.1:{server.server_port}")
     try:
         rehearse(stage)
