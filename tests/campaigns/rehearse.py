@@ -195,7 +195,7 @@ def check(line: str, said: str) -> None:
         "--verify": "undamaged",
         "score.py": "acc_token",
         "huggingface.py": "the model card",
-        "--check": "OK",
+        "--check ": "OK",
         "--preflight": "ready: ",
     }
     for word, words in expected.items():
