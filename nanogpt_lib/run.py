@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from nanogpt_lib.shards import TokenStream
 from nanogpt_lib.start import build_model
 from nanogpt_lib.support.datasets import verify_shards
 from nanogpt_lib.support.errors import UserError
-from nanogpt_lib.support.files import seal, write_atomically, write_json
+from nanogpt_lib.support.files import seal, write_json
 from nanogpt_lib.support.lock_step import layer_by_layer
 from nanogpt_lib.support.memory import (
     keep_freed_memory,
@@ -34,7 +33,7 @@ from nanogpt_lib.support.memory import (
 )
 from nanogpt_lib.support.processes import World
 from nanogpt_lib.support.read_ahead import ReadAhead, feed
-from nanogpt_lib.support.run_log import RunLog, external_logger, read_log
+from nanogpt_lib.support.run_log import RunLog, external_logger, read_log, trim_samples
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer, tokenizer_from
 from nanogpt_lib.training_loss import compile_for_training
 
@@ -268,13 +267,7 @@ def open_log(run: Run) -> None:
     run.log = RunLog(out / "log.jsonl", resume_step, also)
     steps, values = series(read_log(out / "log.jsonl"), "val_loss")
     run.val_losses = dict(zip(steps, values, strict=True))
-    samples = out / "samples.txt"
-    if samples.exists():  # samples of this step and later will be repeated
-        parts = re.split(r"(?m)^(?==== step \d+$)", samples.read_text("utf-8", errors="replace"))
-        kept = [
-            p for p in parts if (at := re.match(r"=== step (\d+)", p)) and int(at[1]) < run.step
-        ]
-        write_atomically(samples, "".join(kept).encode("utf-8"))
+    trim_samples(out / "samples.txt", run.step)
 
 
 def save(run: Run) -> None:

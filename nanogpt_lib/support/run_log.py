@@ -1,6 +1,7 @@
-"""log.jsonl: one JSON object per line, with a checksum; readable after a crash."""
+"""log.jsonl: one JSON object per line, with a checksum, readable after a crash; and samples.txt."""
 
 import json
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -158,3 +159,12 @@ class RunLog:
     def close(self) -> None:
         """Close the file."""
         self.file.close()
+
+
+def trim_samples(path: Path, step: int) -> None:
+    """Remove from samples.txt what was drawn at this step and later: it will be drawn again."""
+    if not path.exists():
+        return
+    parts = re.split(r"(?m)^(?==== step \d+$)", path.read_text("utf-8", errors="replace"))
+    kept = [p for p in parts if (at := re.match(r"=== step (\d+)", p)) and int(at[1]) < step]
+    write_atomically(path, "".join(kept).encode("utf-8"))
