@@ -164,6 +164,7 @@ def test_a_sharded_run_resumed_by_as_many_ranks_is_the_same_bit_for_bit(legs):
     assert len(files) == 8 and log_of(legs["shards"]) == log_of(legs["again"])
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_pytorchs_distributed_checkpoint_reads_the_shards_without_a_pickle(legs, tmp_path):
     """And what it has read can be saved as a plain checkpoint: the same as of four plain ranks."""
     folder, options = checkpoints(legs["nodes"])[-1], dict(no_dist=True)
