@@ -84,6 +84,23 @@ def tiny_run(tiny_data, tmp_path_factory) -> Path:
     return out
 
 
+def pytest_addoption(parser):
+    """Add --mine, for tests/mine: a learner's own GPT."""
+    parser.addoption("--mine", metavar="FILE", help="test your own GPT (pytest tests/mine)")
+
+
+def pytest_configure(config):
+    """With --mine, print hints without tracebacks, and why something was skipped."""
+    if config.getoption("--mine"):
+        config.option.tbstyle, config.option.reportchars = "line", "s"
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out tests/mine where no file is given."""
+    without = collection_path.is_relative_to(ROOT / "tests" / "mine")
+    return True if without and not config.getoption("--mine") else None
+
+
 def pytest_terminal_summary(terminalreporter):
     """Say in one line what was not tried because there is no browser."""
     from browser import why_not
