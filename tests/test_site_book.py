@@ -66,7 +66,7 @@ class Page(HTMLParser):
     def __init__(self, path: Path):
         super().__init__()
         self.path, self.ids, self.links, self.loads = path, set(), [], []
-        self.headings, self.pictures = [], []
+        self.headings, self.pictures, self.in_article = [], [], False
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
@@ -84,7 +84,8 @@ class Page(HTMLParser):
             "index",
         ):
             self.loads.append(given["href"])
-        if re.fullmatch("h[1-6]", tag):
+        self.in_article = self.in_article or tag == "article"
+        if re.fullmatch("h[1-6]", tag) and self.in_article:  # before it, what only a printer sees
             self.headings.append(int(tag[1]))
         if tag == "img":
             self.pictures.append((given["src"], given.get("alt")))
