@@ -1,6 +1,7 @@
 """The web book's sources: what becomes of a notebook's cells, of its prose, of the library."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -303,6 +304,20 @@ def test_another_folder_is_never_emptied(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "choose another --out" in done.stderr
     assert done.stderr.count("\n") == 1 and (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_without_a_browser_one_line_says_what_is_skipped(tmp_path):
+    book_tests = [ROOT / "tests/test_site_book.py", "-k", "search_finds or dark_and_light"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *book_tests],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stdout
+    said = [line for line in done.stdout.splitlines() if "apt-get install chromium" in line]
+    assert len(said) == 1 and said[0].startswith("2 tests of the web book"), done.stdout
 
 
 def test_the_publishing_workflow_is_well_formed():
