@@ -64,7 +64,8 @@ def toy(tmp_path) -> Path:
             "See [half](../nanogpt_lib/half.py) and [the licence](../LICENSE)."
         ),
         code(
-            "fig, ax = plt.subplots()\nax.set(title='Halves', xlabel='x', ylabel='half of x')",
+            "fig, ax = plt.subplots()\nax.plot(x)\nax.plot(y)\n"
+            "ax.set(title='Halves', xlabel='x', ylabel='half of x')",
             PICTURE,
         ),
         md("## Exercises\n\n**1 ★ Predict.** Half of 84?\n\n**2 ★★ Change.** Thirds."),

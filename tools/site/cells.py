@@ -40,7 +40,7 @@ def has_picture(cell: dict) -> bool:
 
 def fold_label(cell: dict, source: str) -> str | None:
     """What a folded cell says on its handle, or None for a cell that stays open."""
-    if has_picture(cell) and DRAWING.search(source):
+    if has_picture(cell) and DRAWING.search(source) and source.count("\n") > 2:
         return "The code of this figure"
     body = statements(source)
     functions = [node for node in body if isinstance(node, ast.FunctionDef)]
