@@ -433,10 +433,10 @@ def test_slow_links_are_named(monkeypatch):
 
 
 def test_a_slow_rank_is_a_note_before_it_is_a_reason_to_stop():
-    assert not isinstance(processes.ranks_line([1.0, 1.1, 1.0]), Note)
-    assert isinstance(processes.ranks_line([1.0, 1.2, 1.0]), Note)
+    assert not isinstance(processes.ranks_line([1.0, 1.1, 1.0], 1.5), Note)
+    assert isinstance(processes.ranks_line([1.0, 1.2, 1.0], 1.5), Note)
     with pytest.raises(UserError, match="rank 1, the slowest: 2.00 times"):
-        processes.ranks_line([1.0, 2.0, 1.0, 1.0])
+        processes.ranks_line([1.0, 2.0, 1.0, 1.0], 1.5)
 
 
 def test_differences_are_judged_by_dtype():
