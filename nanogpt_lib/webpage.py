@@ -81,8 +81,8 @@ def rise(model: GPT, page: GPT, first: int) -> float:
     There the loss of the rounded model exceeds the model's own by their Kullback-Leibler
     divergence, which is summed over the vocabulary: no data are needed and few tokens suffice.
     """
-    T = min(model.config.block_size, 256)
-    start = torch.full((8, 1), first)
+    T = min(model.config.block_size, 128)
+    start = torch.full((4, 1), first)
     idx = generate(model, start, T - 1, generator=torch.Generator().manual_seed(1337))
     logs, others = (F.log_softmax(m(idx)[0].float(), dim=-1) for m in (model, page))
     entropy, cross = -(logs.exp() * logs).sum(), -(logs.exp() * others).sum()

@@ -8,7 +8,8 @@ let about, tokenizer, model, stream;
 let seen = []; // for every token: what the model expected after it
 let spans = []; // and its element
 let yours = 0; // tokens that the reader wrote
-let random, last; // generator of this text, logits after its last token
+let random; // generator of this text
+let last; // after its last token: logits, the model's probabilities, and those to draw from
 let chosen = null; // the token looked at; null: follow the last one
 let head = { layer: 0, head: 0 };
 let run = 0; // number of the writing under way; another number stops it
@@ -32,6 +33,7 @@ function say(words, wrong = false) {
 
 // Keep the best of what was expected after the token at this position, and its successor's loss.
 function expected(position, logits) {
+  const drawing = next_token_probabilities(logits, value("temperature"), top_k());
   const probs = softmax(logits), best = [];
   for (let i = 0; i < probs.length; i++) {
     if (best.length === SHOWN && probs[i] <= probs[best[SHOWN - 1]]) continue;
@@ -39,11 +41,10 @@ function expected(position, logits) {
     best.sort((a, b) => probs[b] - probs[a]);
     best.length = Math.min(best.length, SHOWN);
   }
-  const drawing = next_token_probabilities(logits, value("temperature"), top_k());
   const after = stream.tokens[position + 1];
   seen[position] = { top: best.map((id) => [id, probs[id], drawing[id]]),
-    loss: after === undefined ? null : -Math.log(probs[after]), probs: null };
-  last = logits;
+    loss: after === undefined ? null : -Math.log(probs[after]) };
+  last = { logits, probs, drawing };
 }
 
 // Read what is in `stream.tokens`, then write `count` more; slices of 25 ms, for the page's sake.
@@ -54,9 +55,9 @@ async function go(count) {
   for (;;) {
     if (!stream.feed(16, expected)) { // all read
       if (wrote === count) break;
-      const token = draw(next_token_probabilities(last, value("temperature"), top_k()), random);
+      const token = draw(last.drawing, random);
       if (token === tokenizer.eot) { say("The model ended its text."); break; }
-      seen[stream.tokens.length - 1].loss = -Math.log(softmax(last)[token]);
+      seen[stream.tokens.length - 1].loss = -Math.log(last.probs[token]);
       stream.tokens.push(token);
       wrote++;
     }
@@ -124,7 +125,7 @@ function redraw() { // settings changed: what would now be drawn after the last 
     const number = value(output.htmlFor.value);
     output.textContent = output.htmlFor.value === "top_k" ? top_k() || "all" : number.toFixed(2);
   }
-  if (last && stream.read === stream.tokens.length) expected(stream.read - 1, last), bars();
+  if (last && stream.read === stream.tokens.length) expected(stream.read - 1, last.logits), bars();
 }
 
 function start() {
