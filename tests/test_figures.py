@@ -5,6 +5,7 @@ import html
 import json
 import math
 import re
+import tomllib
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import ROOT
 from nanogpt_course import figures, interactive
 from nanogpt_lib.config import TrainConfig, micro_batch
 from nanogpt_lib.optimizer import learning_rate_at
 from nanogpt_lib.sampling import next_token_probabilities
+from nanogpt_lib.webpage import WEB
 
 torch.manual_seed(0)
 TOKENS = [*"a cat’s</script>\n "]
@@ -215,6 +218,26 @@ def test_a_cell_saves_html_a_picture_and_a_title(name):
     assert "http://" not in saved["text/html"].replace("http://www.w3.org/2000/svg", "")
 
 
+@pytest.mark.parametrize("place", ["node.parentNode.replaceChild(copy, node)",
+                                   "document.head.append(copy)"])  # fmt: skip
+def test_figures_run_where_a_notebook_runs_their_scripts(browser, page, place):
+    """JupyterLab replaces a script by a copy of it; others run the copy in the page's head."""
+    browser.open(page)
+    drawn = browser.value(
+        """document.body.innerHTML = given[0];
+        for (const node of document.body.querySelectorAll('script')) {
+          const copy = document.createElement('script');
+          copy.textContent = node.textContent;
+          """ + place + """;
+        }
+        return [...document.querySelectorAll('.course-figure')].map((figure) =>
+          [figure.querySelectorAll('.still').length, figure.querySelectorAll('.controls').length]);
+        """,
+        FIGURES["kv_cache"].html() + FIGURES["table"].html() + FIGURES["kv_cache"].html(),
+    )  # fmt: skip
+    assert drawn == [[0, 1]] * 3
+
+
 def test_without_scripts_the_picture_stands_there(browser, page):
     browser.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     browser.open(page)
@@ -231,6 +254,17 @@ def test_shapes_that_do_not_fit_are_refused():
         figures.sampling(LABELS, LOGITS[:-1])
     with pytest.raises(AssertionError, match="ranks, chunks"):
         figures.ring_all_reduce(GRADIENTS[:2])
+
+
+def test_the_package_is_installed_with_its_scripts():
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]
+    assert "nanogpt_course" in tool["packages"]
+    assert ROOT / tool["package-dir"]["nanogpt_course"] == Path(figures.__file__).parent
+    for package, folder in (("nanogpt_course", interactive.SCRIPTS), ("nanogpt_lib", WEB)):
+        assert tool["package-data"][package] == [f"{folder.name}/*"]
+        assert all(file.is_file() for file in folder.iterdir())
 
 
 def test_scripts_are_short_enough_to_read():

@@ -19,6 +19,15 @@ def script_json(value) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
+def find_root(name: str) -> str:
+    """JavaScript that finds the figure's <div>; some notebooks run scripts outside a cell."""
+    return (
+        'const root = document.currentScript?.closest(".course-figure") ?? [...document'
+        f".querySelectorAll('.course-figure[data-figure=\"{name}\"]')]"
+        '.find((figure) => figure.querySelector(".still"));'
+    )
+
+
 class Interactive:
     """A figure: `name` is its script in scripts/, `data` its numbers, `still` an SVG picture.
 
@@ -41,7 +50,7 @@ class Interactive:
             f'<img class="still" alt="{escape(self.title)}" '
             f'src="data:image/svg+xml;base64,{picture}">\n'
             f"<noscript><p>{WITHOUT_SCRIPTS}</p></noscript>\n"
-            f"<script>\n(() => {{\nconst root = document.currentScript.parentElement;\n"
+            f"<script>\n(() => {{\n{find_root(self.name)}\n"
             f"const data = {script_json(self.data)};\n{common}\n{own}\n}})();\n</script>\n</div>"
         )
 
