@@ -253,8 +253,10 @@ def cast_weights(model: GPT, dtype: torch.dtype) -> Iterator[GPT]:
         swaps.undo()
 
 
-def fast_sampling(model: GPT, device: torch.device, dtype: torch.dtype, rows: int):
+def fast_sampling(
+    model: GPT, device: torch.device, dtype: torch.dtype, rows: int, weights: str = "float32"
+):
     """The context in which to generate `rows` texts: cast weights on CUDA, else fast_inference."""
     if device.type == "cuda":
         return cast_weights(model, dtype)
-    return fast_inference(model, device, dtype, rows)
+    return fast_inference(model, device, dtype, rows, weights)

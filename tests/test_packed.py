@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.optimizer import make_optimizer
-from nanogpt_lib.support import packed
-from nanogpt_lib.support.packed import PackedLinear, can_pack, fast_inference, packed_weights
+from nanogpt_lib.support import weight_formats
+from nanogpt_lib.support.packed import PackedLinear, fast_inference, name_of, packed_weights
+from nanogpt_lib.support.weight_formats import LOSSY, works
 
 CPU = torch.device("cpu")
 FORMATS = [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
@@ -20,9 +21,9 @@ pytestmark = pytest.mark.processor
 @pytest.fixture(autouse=True)
 def fresh_trials():
     """Make every test try the operators again."""
-    can_pack.cache_clear()
+    works.cache_clear()
     yield
-    can_pack.cache_clear()
+    works.cache_clear()
 
 
 def tiny(**changes) -> GPT:
@@ -51,7 +52,7 @@ def test_packed_products_equal_plain_ones_and_leave_with_their_context(dtype, to
     with torch.inference_mode():
         plain = layers(x)
         with fast_inference(layers, CPU, dtype, rows):
-            assert (type(layers[0]) is PackedLinear) == can_pack(dtype)
+            assert (type(layers[0]) is PackedLinear) == works(name_of(dtype))
             inside = [layers(x) for _ in range(2)]
         assert inside[0].dtype == dtype and torch.equal(*inside)
         assert torch.allclose(inside[0].float(), plain, atol=tolerance)
@@ -75,13 +76,49 @@ def test_a_model_predicts_the_same_and_looks_the_same_inside_and_after(dtype, to
 
 def test_each_weight_is_packed_once_per_format_and_autocast_off_means_its_own():
     layers, x = nn.Sequential(nn.Linear(33, 17, bias=False)), torch.randn(2, 33)
-    with torch.inference_mode(), packed_weights(layers, rows=1):
+    with torch.inference_mode(), packed_weights(layers, rows=2):
         with torch.autocast("cpu", torch.bfloat16):
             assert layers(x).dtype == layers(x).dtype == torch.bfloat16
             with torch.autocast("cpu", enabled=False):
                 assert layers(x).dtype == torch.float32
-        able = {dtype for dtype in (torch.float32, torch.bfloat16) if can_pack(dtype)}
-        assert set(layers[0].packed) == able
+        assert set(layers[0].packed) == {name for name in ("float32", "bfloat16") if works(name)}
+
+
+def test_sampling_packs_for_one_row_and_a_prompt_leaves_nothing_behind():
+    layers, x = nn.Sequential(nn.Linear(33, 17)), torch.randn(4, 33)
+    with torch.inference_mode(), packed_weights(layers, rows=1):
+        prompt, formats = layers(x), set(layers[0].packed)
+        one = layers(x[:1])
+        packed = set(layers[0].packed)
+    if works("columns"):
+        assert (formats, packed) == (set(), {"columns"})
+    assert torch.allclose(one, prompt[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", LOSSY)
+def test_rounded_weights_are_used_only_where_they_are_asked_for(weights):
+    model, idx = tiny(), tokens(1, 1)
+    with torch.inference_mode():
+        exact = model(idx)[0]
+        with fast_inference(model, CPU, torch.float32, 1):
+            assert torch.allclose(model(idx)[0], exact, atol=1e-5)
+        with fast_inference(model, CPU, torch.float32, 1, weights):
+            rough = model(idx)[0]
+            formats = {tuple(layer.packed) for layer in model.modules() if hasattr(layer, "packed")}
+        assert torch.equal(model(idx)[0], exact)
+    if works(weights):
+        assert formats == {(weights,)}
+        assert 1e-7 < (rough - exact).abs().max() < 0.02 * exact.abs().max()
+    else:
+        assert torch.allclose(rough, exact, atol=1e-5)
+
+
+def test_with_int8_weights_a_prompt_is_read_exactly():
+    model, idx = tiny(), tokens(1, 20)
+    with torch.inference_mode():
+        exact = model(idx)[0]
+        with fast_inference(model, CPU, torch.float32, 1, "int8"):
+            assert torch.equal(model(idx)[0], exact)
 
 
 def test_weights_that_exist_for_a_moment_are_multiplied_plainly():
@@ -128,7 +165,7 @@ def test_whatever_the_activation_the_loss_is_the_models_own(kind, dtype, toleran
     with torch.inference_mode():
         exact = model(idx, idx)[1].item()
         with fast_inference(model, CPU, dtype, rows=128):
-            fused = [block.mlp.c_fc.gelu for block in model.transformer.h if can_pack(dtype)]
+            fused = [block.mlp.c_fc.gelu for block in model.transformer.h if works(name_of(dtype))]
             assert model(idx, idx)[1].item() == pytest.approx(exact, abs=tolerance)
     assert fused == [kind == "tanh GELU"] * len(fused)
 
@@ -212,8 +249,8 @@ def test_a_missing_or_refusing_operator_means_the_plain_path_said_once(
     without(monkeypatch, missing)
     if missing == "both":
         monkeypatch.setattr(torch.ops, "mkldnn", types.SimpleNamespace())
-    monkeypatch.setattr(packed, "cpu_is_x86", lambda: True)
-    monkeypatch.setattr(packed, "cpu_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(weight_formats, "cpu_is_x86", lambda: True)
+    monkeypatch.setattr(weight_formats, "cpu_multiplies_bfloat16", lambda: True)
     model, idx = tiny(), tokens()
     with torch.inference_mode():
         for dtype in (torch.float32, torch.bfloat16):
@@ -237,9 +274,9 @@ def test_a_missing_or_refusing_operator_means_the_plain_path_said_once(
 @pytest.mark.parametrize("reason", ["no bfloat16", "no x86", "no oneDNN"])
 def test_where_packing_was_never_to_be_expected_nothing_is_said(reason, monkeypatch, capsys):
     if reason == "no bfloat16":
-        monkeypatch.setattr(packed, "cpu_multiplies_bfloat16", lambda: False)
+        monkeypatch.setattr(weight_formats, "cpu_multiplies_bfloat16", lambda: False)
     elif reason == "no x86":
-        monkeypatch.setattr(packed, "cpu_is_x86", lambda: False)
+        monkeypatch.setattr(weight_formats, "cpu_is_x86", lambda: False)
     else:
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     layers = nn.Sequential(nn.Linear(8, 8))

@@ -22,9 +22,9 @@ AVX2 = {
 SAYS = """
 import torch
 from nanogpt_lib.device import choose_dtype
-from nanogpt_lib.support.packed import can_pack
+from nanogpt_lib.support.weight_formats import works
 print(torch.backends.cpu.get_cpu_capability(), choose_dtype(torch.device("cpu")))
-print(can_pack(torch.bfloat16))
+print(works("bfloat16"))
 x = torch.randn(3, 8, dtype=torch.bfloat16)
 try:
     torch.ops.mkldnn._reorder_linear_weight(x, 1)

@@ -9,6 +9,7 @@ from nanogpt_lib.huggingface import save_huggingface
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.prompts import first_token, prompt_tokens, read_prompt
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.weight_formats import LOSSY, works
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
 
 
@@ -44,6 +45,7 @@ def test_a_prompt_can_come_from_a_file(tiny_run, tmp_path, capsys):
         (["--prompt", "the", "--checkpoint", "no/such/run"], "no/such/run"),
         (["--prompt", "the", "--top-p", "0"], "--top-p"),
         (["--prompt", "the", "--num-samples", "0"], "at least 1"),
+        (["--prompt", "the", "--weights", "int8", "--dtype", "bfloat16"], "leave out --dtype"),
     ],
 )
 def test_bad_input_gets_one_clear_line(tiny_run, flags, expected):
@@ -56,6 +58,24 @@ def test_the_program_exits_with_one_line_and_status_1(tmp_path):
     done = program("sample.py", "--checkpoint", tmp_path, cwd=tmp_path)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("sample.py: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("weights", LOSSY)
+def test_rounded_weights_are_announced_with_their_cost(tiny_run, weights, capsys):
+    flags = ["--checkpoint", str(tiny_run), "--device", "cpu", "--num-samples", "1"]
+    sample.main([*flags, "--prompt", "The ", "--weights", weights])
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if weights in line]
+    assert len(lines) == 1 and said.out.startswith("--- sample 1\nThe ")
+    works_here = f"weights rounded to {weights}: perplexity "
+    assert lines[0].startswith(works_here if works(weights) else f"no packed weights in {weights}")
+    assert set(sample.COST) == set(LOSSY)
+
+
+def test_rounded_weights_are_for_a_cpu(monkeypatch):
+    monkeypatch.setattr(sample, "detect_device", torch.device)
+    with pytest.raises(UserError, match="--weights int8: only on a CPU"):
+        sample.main(["--checkpoint", "gpt2", "--device", "cuda", "--weights", "int8"])
 
 
 # ---- prompts

@@ -1,14 +1,12 @@
 """Linear layers for inference on a CPU: each weight is cast and packed once, not in every call.
 
 A CPU multiplies fastest with weights in a layout of its own, and in bf16 PyTorch also casts float32
-weights in every call. During inference the weights do not change, so oneDNN, the library that
-PyTorch multiplies with on x86, can do both once. PyTorch's operators for that are private: if one
-is missing or fails, the plain product is used.
+weights in every call. During inference the weights do not change, so both can be done once. Which
+layouts there are, and what each is good for: weight_formats.py. Where one does not work, the plain
+product is used.
 """
 
 import contextlib
-import functools
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -17,71 +15,55 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn import functional as F
 
-from nanogpt_lib.support.processor import cpu_is_x86, cpu_multiplies_bfloat16
+from nanogpt_lib.support.weight_formats import FORMATS, works
 
 FUSED_ROWS = 64  # with fewer rows, reading the weights dominates and GELU is free
 
 
-def pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int) -> tuple:
-    """Cast a weight (out, in) and its bias, and pack the weight for inputs of this many rows."""
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), rows)
-    return packed, None if bias is None else bias.detach().to(dtype)
-
-
-def packed_product(x: Tensor, packed: tuple, gelu: bool) -> Tensor:
-    """x (…, in) times a packed weight plus its bias: (…, out); then GELU (tanh) if `gelu`."""
-    activation = ("gelu", [], "tanh") if gelu else ("none", [], "")
-    return torch.ops.mkldnn._linear_pointwise(x, *packed, *activation)
-
-
-@functools.cache
-def can_pack(dtype: torch.dtype) -> bool:
-    """Whether packed products work here in this dtype; tried once, on a tiny product.
-
-    If they should but do not, prints one line on stderr.
-    """
-    fast = dtype == torch.float32 or (dtype == torch.bfloat16 and cpu_multiplies_bfloat16())
-    if not (cpu_is_x86() and torch.backends.mkldnn.is_available() and fast):
-        return False  # written for x86; elsewhere plain products are the fastest we know of
-    x, weight, bias = (torch.linspace(-1, 1, n).view(-1, 8) for n in (24, 128, 16))
-    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-        x, weight, bias = x.to(dtype), weight.to(dtype), bias.flatten().to(dtype)
-        plain = F.gelu(F.linear(x, weight, bias), approximate="tanh")
-        try:
-            fused = packed_product(x, pack(weight, bias, dtype, len(x)), gelu=True)
-            reason = "" if torch.allclose(fused, plain, rtol=0.02, atol=0.05) else "wrong results"
-        except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
-            reason = str(error).strip().split("\n")[0][:120]
-    if reason:
-        name = str(dtype).removeprefix("torch.")
-        print(f"no packed weights in {name}, using plain products ({reason})", file=sys.stderr)
-    return not reason
+def name_of(dtype: torch.dtype) -> str:
+    """float32 for torch.float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 class PackedLinear(nn.Module):
     """Replaces one nn.Linear, sharing its parameters; the weight is packed at the first call.
 
-    The dtype is autocast's inside autocast, else the weight's; for each dtype it packs once. While
+    The dtype is autocast's inside autocast, else the weight's; for each format it packs once. While
     gradients are recorded it computes the plain product, and afterwards packs again.
     """
 
-    def __init__(self, linear: nn.Linear, rows: int, gelu: bool = False):
+    def __init__(self, linear: nn.Linear, rows: int, weights="float32", gelu: bool = False):
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias  # under their usual names
-        self.rows, self.gelu = rows, gelu
-        self.packed: dict[torch.dtype, tuple] = {}
+        self.rows, self.weights, self.gelu = rows, weights, gelu
+        self.packed: dict[str, tuple] = {}
+
+    def choose(self, dtype: torch.dtype, rows: int) -> str | None:
+        """The format for a product with this many rows; None: the plain product."""
+        if torch.is_grad_enabled():
+            self.packed.clear()  # the weights may be about to change
+            return None
+        name = name_of(dtype)
+        if dtype == torch.float32 and self.weights != "float32":
+            name = self.weights
+        elif dtype == torch.float32 and self.rows == 1 and works("columns"):
+            name = "columns"
+        # longer inputs, such as a prompt, are too rare to be worth another packed copy
+        return name if works(name) and rows <= FORMATS[name].rows else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (…, in) → (…, out), after the activation if `gelu`."""
         mixed = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if mixed else self.weight.dtype
-        if torch.is_grad_enabled() or not can_pack(dtype):
-            self.packed.clear()  # the weights may be about to change
+        name = self.choose(dtype, x.numel() // x.size(-1))
+        if name is None:
             y = F.linear(x, self.weight, self.bias)
             return F.gelu(y, approximate="tanh") if self.gelu else y
-        if dtype not in self.packed:
-            self.packed[dtype] = pack(self.weight, self.bias, dtype, self.rows)
-        return packed_product(x.to(dtype), self.packed[dtype], self.gelu)
+        form = FORMATS[name]
+        if name not in self.packed:
+            bias = None if self.bias is None else self.bias.detach()
+            self.packed[name] = form.pack(self.weight.detach(), bias, dtype, self.rows)
+        return form.product(x.to(dtype), self.packed[name], self.gelu)
 
 
 class Swaps:
@@ -125,14 +107,16 @@ def fuse_gelu(swaps: Swaps, parent: nn.Module, rows: int) -> None:
 
 
 @contextlib.contextmanager
-def packed_weights(model: nn.Module, rows: int) -> Iterator[nn.Module]:
+def packed_weights(model: nn.Module, rows: int, weights: str = "float32") -> Iterator[nn.Module]:
     """Inside the block, a PackedLinear replaces every nn.Linear in the model that is on the CPU.
 
-    For inference with constant weights; `rows` is the typical number of rows (tokens) per input.
-    Names, parameters and ties are unchanged. Training inside the block works, but is no faster. The
-    model may be any module; nesting has no further effect.
+    For inference with constant weights; `rows` is the typical number of rows (tokens) per input,
+    `weights` what float32 weights are stored as. Names, parameters and ties are unchanged. Training
+    inside the block works, but is no faster. The model may be any module; nesting has no further
+    effect.
     """
     swaps = Swaps()
+    weights = weights if works(weights) else "float32"
     try:
         if rows >= FUSED_ROWS and not any(module.training for module in model.modules()):
             with torch.inference_mode():
@@ -142,7 +126,7 @@ def packed_weights(model: nn.Module, rows: int) -> Iterator[nn.Module]:
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
                 if type(child) is nn.Linear and child.weight.device.type == "cpu":
-                    stand_in = stand_ins.setdefault(child, PackedLinear(child, rows))
+                    stand_in = stand_ins.setdefault(child, PackedLinear(child, rows, weights))
                     swaps.swap(parent, name, stand_in)
         yield model
     finally:
@@ -151,11 +135,15 @@ def packed_weights(model: nn.Module, rows: int) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def fast_inference(
-    model: nn.Module, device: torch.device, dtype: torch.dtype, rows: int
+    model: nn.Module, device: torch.device, dtype: torch.dtype, rows: int, weights: str = "float32"
 ) -> Iterator[nn.Module]:
-    """A context for inference: autocast to dtype and, on a CPU that supports it, packed weights."""
+    """A context for inference: autocast to dtype and, on a CPU that supports it, packed weights.
+
+    With `weights` float16 or int8, float32 weights on a CPU are rounded, and read in less time.
+    """
     lower = dtype != torch.float32
     cast = torch.autocast(device.type, dtype) if lower else contextlib.nullcontext()
-    packed = device.type == "cpu" and can_pack(dtype)
-    with cast, packed_weights(model, rows) if packed else contextlib.nullcontext(model):
+    able = works(name_of(dtype)) or (not lower and works(weights))
+    packed = device.type == "cpu" and able
+    with cast, packed_weights(model, rows, weights) if packed else contextlib.nullcontext(model):
         yield model
