@@ -1,13 +1,12 @@
-"""Measure the speed-ups on this machine, and estimate how long each preset's run would take.
+"""What this machine can do, on one screen, in about a minute: how long each preset would take
+here, what fits into its memory, and how fast it writes text.
 
-    python nanogpt_lib/bench.py                        GPT-2 124M, sizes that suit the device
-    python nanogpt_lib/bench.py --preset gpt2-350m --batch-size 16 --block-size 1024
-    python nanogpt_lib/bench.py --json speedups.json   also write all rows, with card, driver,
-                                                       versions and commit
-    python nanogpt_lib/bench.py --sampling             tokens per second when generating text
+    python nanogpt_lib/bench.py
+    python nanogpt_lib/bench.py --out bench.json       also keep the figures, by class of processor
 
-Each of the lecture's speed-ups keeps all earlier ones; unsupported ones are reported as such.
-To compare with other implementations: tests/benchmarks/compare_training.py, compare_sampling.py.
+Measured: a step of `quickstart`, a micro-batch of `gpt2-124m` and sampling with 124M's shape; the
+other presets are calculated from their operations. The lecture's speed-ups one by one, and
+comparisons with other projects: tests/benchmarks (bench_speedups.py, compare_training.py, …).
 """
 
 if __name__ == "__main__" and not __package__:  # run by path: import from the repository
@@ -22,111 +21,49 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
-from datetime import timedelta
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
 import torch
 
-from nanogpt_lib.choices import MODELS, OPTIMIZERS, SHAPE, model_config, state_bytes
+from nanogpt_lib.choices import MODELS, OPTIMIZERS, model_config, state_bytes
 from nanogpt_lib.config import TrainConfig
-from nanogpt_lib.device import choose_dtype, detect_device, flops_per_token, synchronize
-from nanogpt_lib.forecast import training_seconds
+from nanogpt_lib.device import (
+    autocast,
+    choose_dtype,
+    compile_model,
+    detect_device,
+    flops_per_token,
+    median_seconds,
+    synchronize,
+)
+from nanogpt_lib.forecast import in_hours, training_seconds
 from nanogpt_lib.graphs import fast_sampling, graph_stream
-from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.model import GPT, GPTConfig, count_parameters
 from nanogpt_lib.presets import PRESETS
-from nanogpt_lib.sampling import generate
-from nanogpt_lib.speedups import Variant, further_changes, lecture_variants, measure_or_note
+from nanogpt_lib.sampling import stream
 from nanogpt_lib.support.cli import OneLineParser, run_program
 from nanogpt_lib.support.files import write_json
 from nanogpt_lib.support.machine import describe_machine, name_of
-from nanogpt_lib.support.memory import rows_that_fit, training_bytes
-from nanogpt_lib.support.packed import fast_inference
+from nanogpt_lib.support.memory import (
+    is_out_of_memory,
+    keep_freed_memory,
+    memory_bytes,
+    rows_that_fit,
+)
+from nanogpt_lib.support.weight_formats import LOSSY, works
 
-WORTH = 1.01  # keep a further speed-up only if it is this many times faster: less may be noise
-ROWS = (1, 4, 16, 64)  # per micro-batch, in the table of memory
 CHARACTERS = 96  # about the number of different characters in English text
+SMALL, LARGE = "quickstart", "gpt2-124m"  # the presets that are measured
+
+
+# --- presets --------------------------------------------------------------------------------------
 
 
 def preset_shape(config: TrainConfig) -> GPTConfig:
     """The shape of a preset's model; without its data, the vocabulary size is a guess."""
     return model_config(config, 50257 if config.vocab_multiple > 1 else CHARACTERS)
-
-
-# --- the table of speed-ups -----------------------------------------------------------------------
-
-
-def print_head() -> None:
-    """Print the column names."""
-    print(
-        f"{'step':<26}{'ms/step':>9}{'tokens/s':>11}{'GFLOP/s':>9}{'MFU':>7}{'GB':>7}"
-        f"{'ratio':>7}{'loss ±':>8}"
-    )
-
-
-def print_row(row: dict, first: dict) -> None:
-    """Print one line of the table; ratio: tokens per second relative to the first row."""
-    mfu = f"{row['mfu']:.1%}" if row["mfu"] else "—"
-    memory = f"{row['memory_gb']:.1f}" if row["memory_gb"] else "—"
-    ratio = row["tokens_per_sec"] / first["tokens_per_sec"]
-    moved = "" if "moved" not in row else f"{row['moved']:.0e}"
-    print(
-        f"{row['name']:<26}{row['ms']:>9.1f}{row['tokens_per_sec']:>11,.0f}{row['gflops']:>9,.0f}"
-        f"{mfu:>7}{memory:>7}{ratio:>7.2f}{moved:>8}  {row['note']}",
-        flush=True,
-    )
-
-
-class Table:
-    """The rows measured so far, each printed when measured, and the fastest variant kept."""
-
-    def __init__(self, shape: GPTConfig, rows: int, steps: int, device: torch.device):
-        self.shape, self.rows, self.steps, self.device = shape, rows, steps, device
-        self.results: list[dict] = []
-        self.best, self.fastest = Variant(), None
-
-    def missing(self, name: str, reason: str) -> None:
-        """Add a row that cannot be measured here."""
-        print(f"  — {reason}")
-        self.results.append({"name": name, "missing": reason, "kept": False})
-
-    def add(self, variant: Variant, *, always: bool = False, candidate: bool = True) -> None:
-        """Measure a variant. It is kept, for later ones to build on, if it is one of the lecture's
-        (`always`) or a `candidate` that beats the fastest so far."""
-        row = measure_or_note(variant, self.shape, self.rows, self.steps, self.device)
-        if isinstance(row, str):
-            self.missing(variant.name, row)
-            return
-        first = next((r for r in self.results if "loss" in r), row)
-        if variant.factor == 1 and not variant.data:  # otherwise the batch differs
-            row["moved"] = abs(row["loss"] - first["loss"])
-        bar = WORTH * self.fastest["tokens_per_sec"] if self.fastest else 0.0
-        row["kept"] = always or (candidate and row["tokens_per_sec"] > bar)
-        if row["kept"]:
-            self.best, self.fastest = variant, row
-        dropped = candidate and not row["kept"]
-        row["note"] = row["note"] or ("dropped" if dropped else "")
-        self.results.append(row)
-        print_row(row, first)
-
-
-def measure_all(table: Table, variants: list[Variant | str], further: dict) -> None:
-    """Fill the table: the lecture's speed-ups, further ones, then ways to load the data."""
-    print_head()
-    for variant in variants:
-        if isinstance(variant, str):
-            table.missing(variant.split(":")[0], variant)
-        else:
-            table.add(variant, always=True)
-    print("beyond the lecture, each on top of the variants kept so far:")
-    for name, change in further.items():
-        table.add(replace(table.best, name=name, **change))
-    for data, name in (("loader", "data from the disk"), ("ahead", "the same, read ahead")):
-        table.add(replace(table.best, name=name, data=data), candidate=False)
-
-
-# --- estimates for real runs ----------------------------------------------------------------------
 
 
 def preset_model(name: str) -> tuple[TrainConfig, GPT]:
@@ -136,67 +73,120 @@ def preset_model(name: str) -> tuple[TrainConfig, GPT]:
         return config, MODELS[config.model](preset_shape(config))
 
 
-def print_memory(dtype: torch.dtype) -> None:
-    """Print peak memory by preset and micro-batch, and what fits, by chapter 05's formula."""
-    cards = (8, 16, 24, 40, 80)
-    print(f"\nPeak memory (GB) in {str(dtype).removeprefix('torch.')}, by rows per micro-batch;")
-    print("then the largest micro-batch that divides the step and fits into a card's memory:")
-    head = "".join(f"{f'{n} rows':>9}" for n in ROWS) + "".join(f"{f'{g} GB':>7}" for g in cards)
-    print(f"  {'preset':<22}{head}")
-    sharded = [("gpt2-1558m", 8), ("gpt2-1558m", 16)]  # on one node, and on two
-    for name, ranks in [*((name, 1) for name in PRESETS), *sharded]:
-        config, model = preset_model(name)
-        own = state_bytes(OPTIMIZERS[config.optimizer](model, config, dtype))
-        own_rows = config.total_batch_size // config.block_size // ranks
-        needs = (training_bytes(model, n, dtype, own, ranks) / 1e9 for n in ROWS)
-        fits = (rows_that_fit(model, dtype, gb * 1e9, own_rows, own, ranks) for gb in cards)
-        label = f"{name}, fsdp, {ranks}" if ranks > 1 else name
-        numbers = "".join(f"{need:9.2f}" for need in needs)
-        print(f"  {label:<22}{numbers}" + "".join(f"{n or '—':>7}" for n in fits))
+@dataclass
+class Rate:
+    """How fast a measured preset trains: operations in micro-batches, parameters in updates."""
+
+    flops_per_second: float
+    update_seconds_per_parameter: float
+
+    def step_seconds(self, config: TrainConfig, model: GPT) -> float:
+        """Seconds of one optimizer step of a preset: its micro-batches and the update."""
+        products = config.total_batch_size * flops_per_token(model) / self.flops_per_second
+        return products + self.update_seconds_per_parameter * count_parameters(model)
 
 
-def print_estimates(flops_per_second: float, device_name: str) -> None:
-    """Print how long every preset would take at this rate: the run's FLOPs over FLOP/s."""
-    print(f"\nFull runs at {flops_per_second / 1e9:,.0f} GFLOP/s, as measured on {device_name}:")
-    for name in PRESETS:
-        config, model = preset_model(name)
-        tokens = config.max_steps * config.total_batch_size
-        seconds = training_seconds(config, flops_per_second / flops_per_token(model))
-        left = timedelta(seconds=round(seconds))
-        print(f"  {name:<22}{tokens / 1e6:>12,.1f}M tokens   {left}")
+def measure(name: str, rows: int, block: int, device: torch.device, repeats: int) -> Rate:
+    """Time a preset's micro-batch of rows × block tokens and its update, on random tokens."""
+    config = TrainConfig(**{**PRESETS[name], "block_size": block})
+    dtype = choose_dtype(device)
+    raw = MODELS[config.model](preset_shape(config)).to(device).train()
+    optimizer = OPTIMIZERS[config.optimizer](raw, config, dtype)
+    tokens = torch.randint(raw.config.vocab_size, (rows, block + 1), device=device)
+    x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    model, _ = compile_model(raw, "auto", device, x, y, dtype)
+
+    def micro_batch() -> None:
+        with autocast(device, dtype):
+            _, loss = model(x, y)
+        loss.backward()
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
+        optimizer.step()
+
+    micro = median_seconds(micro_batch, device, repeats)
+    seconds = median_seconds(update, device, repeats)
+    rate = rows * block * flops_per_token(raw) / micro
+    return Rate(rate, seconds / count_parameters(raw))
+
+
+def measure_large(device: torch.device) -> Rate | str:
+    """GPT-2 124M's rate with a micro-batch that suits the device; or why there is none."""
+    rows, block, repeats = (1, 256, 2) if device.type == "cpu" else (16, 1024, 10)
+    while rows:
+        try:
+            return measure(LARGE, rows, block, device, repeats)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            rows //= 2
+    return "not enough memory for one row"
+
+
+def estimate(name: str, rates: dict[str, Rate | str], memory: float | None, dtype) -> dict:
+    """One preset on this machine: the micro-batch that fits, tokens per second, and the time."""
+    config, model = preset_model(name)
+    own = state_bytes(OPTIMIZERS[config.optimizer](model, config, dtype))
+    step_rows = config.total_batch_size // config.block_size
+    fits = rows_that_fit(model, dtype, memory, step_rows, own) if memory else None
+    row = {"preset": name, "parameters": count_parameters(model), "rows": fits}
+    rate = rates[SMALL if config.n_embd < 512 else LARGE]
+    if isinstance(rate, str) or fits == 0:
+        return row
+    step = rate.step_seconds(config, model)
+    speed = config.total_batch_size / step
+    # with `minutes` set, the machine decides how many steps
+    seconds = 60 * config.minutes or training_seconds(config, speed)
+    figures = {"steps": max(1, round(seconds / step)), "seconds": round(seconds, 1)}
+    return {**row, "tokens_per_sec": round(speed, 1), **figures}
+
+
+def print_estimates(rows: list[dict]) -> None:
+    """Print what each preset would take."""
+    print(
+        f"\n{'preset':<22}{'parameters':>11}{'rows that fit':>15}{'tokens/s':>10}   training here"
+    )
+    for row in rows:
+        fits = {None: "?", 0: "too large"}.get(row["rows"], row["rows"])
+        print(f"{row['preset']:<22}{row['parameters'] / 1e6:>10,.1f}M{fits:>15}", end="")
+        if "seconds" in row:
+            length = f"{in_hours(row['seconds'])} for {row['steps']:,} steps"
+            print(f"{row['tokens_per_sec']:>10,.0f}   {length}")
+        else:
+            print(f"{'—':>10}   —")
 
 
 # --- sampling -------------------------------------------------------------------------------------
 
 
 def sampling_ways(shape: GPTConfig, device: torch.device) -> dict[str, Callable]:
-    """Ways to generate n tokens after idx, by name: the plain model, and as sample.py runs it."""
+    """Ways to generate n tokens after idx as sample.py does, by name: dtypes, and on a CPU rounded
+    weights."""
     model = GPT(shape).to(device).eval()
+    run = graph_stream if device.type == "cuda" else stream
+    dtypes = dict.fromkeys([torch.float32, choose_dtype(device)])
+    kinds = {str(dtype).removeprefix("torch."): (dtype, "float32") for dtype in dtypes}
+    if device.type == "cpu":
+        able = (weights for weights in LOSSY if works(weights))
+        kinds |= {f"{weights} weights": (torch.float32, weights) for weights in able}
 
-    def plain(idx, n):
-        generate(model, idx, n, top_k=50)
+    def way(dtype: torch.dtype, weights: str) -> Callable:
+        def write(idx, n):
+            with fast_sampling(model, device, dtype, rows=1, weights=weights):
+                for _ in run(model, idx, n, top_k=50):
+                    pass
 
-    ways = {"ours, plain float32": plain}
-    for dtype in dict.fromkeys([torch.float32, choose_dtype(device)]):
+        return write
 
-        def fast(idx, n, dtype=dtype):
-            with fast_inference(model, device, dtype, rows=1):
-                generate(model, idx, n, top_k=50)
-
-        name = f"ours, {str(dtype).removeprefix('torch.')}"
-        ways[name] = fast
-        if device.type == "cuda":
-
-            def replayed(idx, n, dtype=dtype):
-                with fast_sampling(model, device, dtype, rows=1):
-                    *_, last = graph_stream(model, idx, n, top_k=50)
-
-            ways[f"{name}, CUDA graphs"] = replayed
-    return ways
+    return {name: way(*kind) for name, kind in kinds.items()}
 
 
-def print_sampling(ways: dict[str, Callable], device: torch.device, new: int, rounds: int) -> list:
-    """Tokens per second at batch size 1 after a prompt of 8: the best of interleaved rounds."""
+def time_sampling(ways: dict[str, Callable], device: torch.device, new: int, rounds: int) -> list:
+    """Tokens per second at batch size 1 after a prompt of 8: the best of interleaved rounds.
+
+    Packing the weights, once per text here and once per program in sample.py, counts.
+    """
     idx = torch.randint(50257, (1, 8), device=device)
     best = dict.fromkeys(ways, 0.0)
     for count in (4, *[new] * rounds):  # the first one warms up
@@ -205,90 +195,59 @@ def print_sampling(ways: dict[str, Callable], device: torch.device, new: int, ro
             way(idx, count)
             synchronize(device)
             best[name] = max(best[name], count / (perf_counter() - start)) if count == new else 0.0
-    first = next(iter(best.values()))
-    print(f"{new} tokens after a prompt of 8, top-k 50, random weights, best of {rounds}")
-    for name, rate in best.items():
-        print(f"{name:<24}{rate:>10.1f} tokens/s{rate / first:>8.2f}")
     return [{"way": name, "tokens_per_sec": round(rate, 1)} for name, rate in best.items()]
+
+
+def print_sampling(rows: list[dict], new: int) -> None:
+    """Print tokens per second, and how many times the first one's."""
+    print(f"\nsampling {new} tokens, one text, GPT-2 124M's shape, top-k 50")
+    for row in rows:
+        ratio = row["tokens_per_sec"] / rows[0]["tokens_per_sec"]
+        print(f"{row['way']:<24}{row['tokens_per_sec']:>10.1f} tokens/s{ratio:>8.2f}")
 
 
 # --- the program ----------------------------------------------------------------------------------
 
 
-def step_parser(prog: str, description: str) -> OneLineParser:
-    """The options that define the step to be timed."""
-    parser = OneLineParser(prog=prog, description=description)
-    parser.add_argument("--preset", default="gpt2-124m", choices=list(PRESETS))
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = OneLineParser(prog="bench.py", description="What this machine can do, on one screen.")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--batch-size", type=int, help="rows (default: 16 on a GPU, 1 on a CPU)")
-    parser.add_argument(
-        "--block-size", type=int, help="tokens per row (default: the preset's, 256 on a CPU)"
-    )
-    parser.add_argument("--steps", type=int, help="timed steps (default: 20 on a GPU, 3 on a CPU)")
-    parser.add_argument("--compile", action="store_true", help="use torch.compile without CUDA too")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    return parser
-
-
-def read_step(parser: OneLineParser, argv: list[str] | None, crop: bool = True):
-    """Parse the options: (args, device, shape with GPT-2's vocabulary, number of rows)."""
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+    parser.add_argument("--new-tokens", type=int, default=48, help="tokens to sample (%(default)s)")
+    parser.add_argument("--json", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    for flag in ("batch_size", "block_size", "steps", "new_tokens", "rounds"):
-        if (value := getattr(args, flag, None)) is not None and value < 1:
-            parser.error(f"--{flag.replace('_', '-')} must be at least 1")
-    device = detect_device(args.device)
-    on_cpu = device.type == "cpu"
-    config = TrainConfig(**PRESETS[args.preset])
-    shape = replace(model_config(config, 50257), dropout=0.0)
-    if args.block_size or (on_cpu and crop):
-        shape = replace(shape, block_size=args.block_size or min(256, config.block_size))
-    args.steps = args.steps or (3 if on_cpu else 20)
-    args.compile = args.compile or device.type == "cuda"
-    return args, device, shape, args.batch_size or (1 if on_cpu else 16)
-
-
-def about(args: argparse.Namespace, device: torch.device, shape: GPTConfig, rows: int) -> dict:
-    """Describe what is measured and where: print one line, return it as a dict."""
-    name = name_of(device)
-    print(f"{args.preset} on {device} ({name}), torch {torch.__version__}, ", end="")
-    print(f"{torch.get_num_threads()} threads")
-    sizes = {key: getattr(shape, key) for key in SHAPE if key != "vocab_multiple"}
-    return {**describe_machine(name), "preset": args.preset, "rows": rows, **sizes}
+    if args.json:
+        parser.error("the speed-ups are measured by tests/benchmarks/bench_speedups.py --json FILE")
+    if args.new_tokens < 1:
+        parser.error("--new-tokens must be at least 1")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure the speed-ups, then extrapolate; or, with --sampling, time generation."""
-    parser = step_parser("bench.py", __doc__.split("\n")[0])
-    parser.add_argument("--sampling", action="store_true", help="time text generation instead")
-    parser.add_argument(
-        "--new-tokens", type=int, default=400, help="tokens to generate (--sampling)"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=3, help="report the best of N rounds (--sampling)"
-    )
-    sampling = parser.parse_args(argv).sampling
-    args, device, shape, rows = read_step(parser, argv, crop=not sampling)
-    record = about(args, device, shape, rows)
-    if sampling:
-        torch.manual_seed(0)
-        ways = sampling_ways(shape, device)
-        record["sampling"] = print_sampling(ways, device, args.new_tokens, args.rounds)
-    else:
-        print(f"{rows} × {shape.block_size} tokens per step\n")
-        table = Table(shape, rows, args.steps, device)
-        further = further_changes(device, args.compile)
-        measure_all(table, lecture_variants(device, args.compile), further)
-        if device.type == "cpu":  # cannot be undone, so last
-            freed = replace(table.best, name="freed memory kept", keep_memory=True)
-            table.add(freed, candidate=False)
-        print_memory(table.best.dtype)
-        measured = [row["gflops"] for row in table.results if "gflops" in row]
-        if measured:
-            print_estimates(max(measured) * 1e9, record["device"])
-        record["speedups"] = table.results
-    if args.json:
-        write_json(args.json, record)
-        print(f"wrote {args.json}")
+    """Measure, then print one screen."""
+    args = arguments(argv)
+    device = detect_device(args.device)
+    dtype, memory = choose_dtype(device), memory_bytes(device)
+    machine = describe_machine(name_of(device))
+    size = f", {memory / 1e9:.1f} GB" if memory else ""
+    print(f"{device}: {machine['device']}, {machine['cpu_class']}, {machine['cores']} cores{size}")
+    print(f"torch {torch.__version__}, {machine['threads']} threads, products in {dtype}")
+    if device.type == "cpu":
+        keep_freed_memory()  # as train.py does
+    small = TrainConfig(**PRESETS[SMALL])
+    print(f"measuring {SMALL} and {LARGE} …", flush=True)
+    rates = {
+        SMALL: measure(SMALL, small.batch_size, small.block_size, device, repeats=10),
+        LARGE: measure_large(device),
+    }
+    rows = [estimate(name, rates, memory, dtype) for name in PRESETS]
+    print_estimates(rows)
+    texts = time_sampling(sampling_ways(GPTConfig(), device), device, args.new_tokens, rounds=2)
+    print_sampling(texts, args.new_tokens)
+    if args.out:
+        write_json(args.out, {"machine": machine, "presets": rows, "sampling": texts})
+        print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":

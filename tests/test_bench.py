@@ -5,21 +5,25 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import bench_speedups
 import compare_sampling
 import compare_training
 import pytest
+import speedups
 import torch
 from other_checkouts import build_nanogpt, time_theirs
+from record import read_records
+from speedups import OtherLoss, Variant, measure, measure_or_note, padded
 from torch.nn import functional as F
 
-from nanogpt_lib import bench, speedups
+from nanogpt_lib import bench
 from nanogpt_lib.config import TrainConfig
 from nanogpt_lib.device import flops_per_token
 from nanogpt_lib.model import GPT, GPTConfig
 from nanogpt_lib.presets import PRESETS
-from nanogpt_lib.speedups import OtherLoss, Variant, measure, measure_or_note, padded
 from nanogpt_lib.support import machine
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.weight_formats import LOSSY
 
 CPU = torch.device("cpu")
 SHAPE = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
@@ -85,7 +89,7 @@ def pretend_speeds(monkeypatch, **speeds):
         seconds = 1 / speeds.get(variant.name, 1.0)
         return speedups.row_of(variant.name, seconds, 8, 4.0, tiny(), device)
 
-    monkeypatch.setattr(bench, "measure_or_note", measured)
+    monkeypatch.setattr(bench_speedups, "measure_or_note", measured)
     return tried
 
 
@@ -95,8 +99,8 @@ def test_a_speed_up_beyond_the_lecture_stays_only_if_it_is_faster(monkeypatch, c
         "slower": dict(loss="chunks"), "faster": dict(kernel="flash"), "broken": dict(factor=4),
         "hardly": dict(fused=True), "upon": dict(factor=2),
     }  # fmt: skip
-    table = bench.Table(SHAPE, 2, 1, CPU)
-    bench.measure_all(table, [Variant(), "TF32: not here"], further)
+    table = bench_speedups.Table(SHAPE, 2, 1, CPU)
+    bench_speedups.measure_all(table, [Variant(), "TF32: not here"], further)
     assert table.best == replace(Variant(), name="upon", kernel="flash", factor=2)
     kept = {row["name"]: row["kept"] for row in table.results[:7]}
     assert kept == {
@@ -134,12 +138,13 @@ def test_the_lectures_speed_ups_follow_the_device(monkeypatch):
 # --- the program ----------------------------------------------------------------------------------
 
 
-def test_bench_measures_and_writes_rows_that_chapter_05_can_read(monkeypatch, tmp_path, capsys):
+def test_the_speed_ups_are_written_as_rows_that_chapter_05_can_read(monkeypatch, tmp_path, capsys):
     small = dict(n_layer=1, n_head=1, n_embd=8, block_size=8, max_steps=2, total_batch_size=64)
-    monkeypatch.setattr(bench, "PRESETS", {"small": small, "gpt2-124m": {}})
-    monkeypatch.setattr(bench, "measure_or_note", lambda *how: measure_fast(*how))
+    pretend_presets(monkeypatch, {"small": small, "gpt2-124m": {}})
+    monkeypatch.setattr(bench_speedups, "measure_or_note", lambda *how: measure_fast(*how))
     file = tmp_path / "speedups.json"
-    bench.main(["--preset", "small", "--device", "cpu", "--steps", "1", "--json", str(file)])
+    flags = ["--preset", "small", "--device", "cpu", "--steps", "1", "--json", str(file)]
+    bench_speedups.main(flags)
     record = json.loads(file.read_text())
     assert {"device", "threads", "torch", "driver", "commit", "rows", "n_layer"} <= set(record)
     assert record["preset"] == "small" and record["block_size"] == 8 and record["rows"] == 1
@@ -149,8 +154,14 @@ def test_bench_measures_and_writes_rows_that_chapter_05_can_read(monkeypatch, tm
     assert set(recorded) - {"others"} <= set(record)  # older records say less
     assert set(recorded["speedups"][0]) == set(first)
     out = capsys.readouterr().out
-    for text in ("freed memory kept", "Peak memory (GB) in", "Full runs at", "wrote "):
+    for text in ("freed memory kept", "Peak memory (GB) in", "wrote "):
         assert text in out
+
+
+def pretend_presets(monkeypatch, presets: dict) -> None:
+    """Presets that are measured in no time, for both programs."""
+    monkeypatch.setattr(bench, "PRESETS", presets)
+    monkeypatch.setattr(bench_speedups, "PRESETS", presets)
 
 
 def bench_records() -> Path:
@@ -162,29 +173,82 @@ def measure_fast(variant, *how):
     return measure_or_note(replace(variant, keep_memory=False), *how)
 
 
-def test_estimates_are_the_operations_of_a_run_over_the_rate(capsys):
-    bench.print_estimates(1e12, "a card")
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+def test_a_presets_time_is_its_operations_over_the_rate_and_its_updates():
+    rates = {bench.SMALL: bench.Rate(1e9, 0.0), bench.LARGE: bench.Rate(1e12, 1e-9)}
+    row = bench.estimate("gpt2-124m", rates, 80e9, torch.bfloat16)
     config = TrainConfig(**PRESETS["gpt2-124m"])
-    tokens = config.max_steps * config.total_batch_size
     with torch.device("meta"):
         model = GPT(GPTConfig(vocab_multiple=64))
-    days = flops_per_token(model) * tokens / 1e12 / 86400
-    assert f"{tokens / 1e6:,.1f}M tokens" in lines["gpt2-124m"]
-    assert f"{int(days)} days" in lines["gpt2-124m"]
-    assert set(PRESETS) <= set(lines)
+    products = flops_per_token(model) * config.total_batch_size / 1e12
+    updates = 1e-9 * sum(p.numel() for p in model.parameters())
+    assert row["seconds"] == pytest.approx(config.max_steps * (products + updates), rel=1e-4)
+    assert row["rows"] == 64 and row["steps"] == config.max_steps
+    slower = bench.estimate("quickstart", rates, 80e9, torch.bfloat16)
+    assert slower["tokens_per_sec"] < row["tokens_per_sec"]  # quickstart's own rate, a small one
+
+
+def test_what_does_not_fit_has_no_time_and_unknown_memory_no_rows(capsys):
+    rates = {bench.SMALL: bench.Rate(1e9, 0.0), bench.LARGE: "not enough memory for one row"}
+    rows = [bench.estimate("gpt2-1558m", rates, 8e9, torch.float32)]
+    rows += [bench.estimate("quickstart", rates, None, torch.float32)]
+    assert rows[0]["rows"] == 0 and "seconds" not in rows[0] and rows[1]["rows"] is None
+    assert "seconds" not in bench.estimate("gpt2-124m", rates, 80e9, torch.float32)
+    bench.print_estimates(rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert "too large" in lines[2] and lines[2].endswith("—") and "?" in lines[3]
+
+
+def test_a_rate_is_measured_with_the_presets_own_step():
+    rate = bench.measure("quickstart", 2, 8, CPU, repeats=1)
+    assert rate.flops_per_second > 1e6 and rate.update_seconds_per_parameter > 0
+
+
+def test_a_micro_batch_that_does_not_fit_is_halved_until_none_is_left(monkeypatch):
+    tried = []
+
+    def full(name, rows, *how):
+        tried.append(rows)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(bench, "measure", full)
+    assert bench.measure_large(torch.device("cuda")) == "not enough memory for one row"
+    assert tried == [16, 8, 4, 2, 1]
+
+
+def test_the_screen_holds_machine_presets_and_sampling(monkeypatch, tmp_path, capsys):
+    pretend_presets(monkeypatch, {name: PRESETS[name] for name in ("quickstart", "gpt2-124m")})
+    rate = bench.Rate(1e11, 1e-10)
+    monkeypatch.setattr(bench, "measure", lambda *how, **repeats: rate)
+    monkeypatch.setattr(bench, "GPTConfig", lambda: SHAPE)
+    monkeypatch.setattr(bench, "keep_freed_memory", lambda: True)
+    file = tmp_path / "bench.json"
+    bench.main(["--device", "cpu", "--new-tokens", "3", "--out", str(file)])
+    out, record = capsys.readouterr().out, json.loads(file.read_text())
+    assert len(out.splitlines()) <= 24  # one screen
+    assert [row["preset"] for row in record["presets"]] == ["quickstart", "gpt2-124m"]
+    assert record["machine"]["cpu_class"] in out and record["machine"]["commit"]
+    ways = [row["way"] for row in record["sampling"]]
+    assert ways[0] == "float32" and set(LOSSY) >= {way.split()[0] for way in ways[2:]}
+    for text in ("quickstart", "rows that fit", " steps", "tokens/s", f"wrote {file}"):
+        assert text in out
+
+
+def test_the_flag_that_moved_says_where_to(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--json", "speedups.json"])
+    assert "tests/benchmarks/bench_speedups.py --json" in capsys.readouterr().err
 
 
 def test_the_table_of_memory_holds_every_preset_with_its_own_optimizer(monkeypatch, capsys):
-    bench.print_memory(torch.bfloat16)
+    bench_speedups.print_memory(torch.bfloat16)
     with_muon = capsys.readouterr().out.splitlines()
     assert {line.split()[0] for line in with_muon[3:]} >= set(PRESETS)
     gpt2 = next(line.split() for line in with_muon if line.startswith("  gpt2-124m"))
     assert 512 % int(gpt2[-1]) == 0 and int(gpt2[-1]) >= int(gpt2[-2]) >= int(gpt2[-5])
     assert float(gpt2[1]) > 16 * 0.1244  # more than weights, gradients and averages
     adamw = {name: {**preset, "optimizer": "adamw"} for name, preset in PRESETS.items()}
-    monkeypatch.setattr(bench, "PRESETS", adamw)
-    bench.print_memory(torch.bfloat16)
+    pretend_presets(monkeypatch, adamw)
+    bench_speedups.print_memory(torch.bfloat16)
     changed = {
         a.split()[0]
         for a, b in zip(with_muon, capsys.readouterr().out.splitlines(), strict=True)
@@ -193,31 +257,22 @@ def test_the_table_of_memory_holds_every_preset_with_its_own_optimizer(monkeypat
     assert changed == {n for n, p in PRESETS.items() if TrainConfig(**p).optimizer == "muon"}
 
 
-def test_drawing_is_timed_in_turns_and_the_best_round_counts(monkeypatch, capsys):
+def test_sampling_is_timed_in_turns_and_the_best_round_counts(monkeypatch, capsys):
     clock = iter([0, 9, 20, 22, 22, 26, 30, 31, 31, 36])  # warm-up, then two rounds
     monkeypatch.setattr(bench, "perf_counter", lambda: next(clock))
     drawn = []
     ways = {name: lambda idx, n, name=name: drawn.append((name, n)) for name in ("one", "two")}
-    rows = bench.print_sampling(ways, CPU, new=20, rounds=2)
+    rows = bench.time_sampling(ways, CPU, new=20, rounds=2)
     assert drawn == [("one", 4), ("two", 4), *[("one", 20), ("two", 20)] * 2]
     assert rows == [{"way": "one", "tokens_per_sec": 20.0}, {"way": "two", "tokens_per_sec": 5.0}]
-    assert "two" in capsys.readouterr().out
-
-
-def test_bench_draws_with_our_own_ways(monkeypatch, tmp_path, capsys):
-    small = dict(n_layer=1, n_head=1, n_embd=8, block_size=16)
-    monkeypatch.setattr(bench, "PRESETS", {"small": small, "gpt2-124m": {}})
-    file = tmp_path / "sampling.json"
-    flags = "--preset small --device cpu --sampling --new-tokens 3 --rounds 1 --json"
-    bench.main([*flags.split(), str(file)])
-    ways = [row["way"] for row in json.loads(file.read_text())["sampling"]]
-    assert ways[:2] == ["ours, plain float32", "ours, float32"]
+    bench.print_sampling(rows, 20)
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["two", "5.0", "tokens/s", "0.25"]
 
 
 @pytest.mark.parametrize("flag", ["--batch-size", "--block-size", "--steps", "--rounds"])
 def test_a_size_that_is_none_is_refused(flag, capsys):
     with pytest.raises(SystemExit) as ended:
-        bench.main([flag, "0"])
+        compare_sampling.main([flag, "0"])
     assert ended.value.code == 2 and f"{flag} must be at least 1" in capsys.readouterr().err
 
 
@@ -249,6 +304,7 @@ def test_their_step_runs_out_of_their_own_file():
 
 THEIR_MODEL = """
 from dataclasses import dataclass
+import speedups
 import torch
 
 @dataclass
@@ -280,17 +336,23 @@ class GPT(torch.nn.Module):
 """
 
 
+def results(path: Path) -> dict:
+    """What the one record of a file holds."""
+    (record,) = read_records(path).values()
+    return record["results"]
+
+
 def test_a_checkouts_step_and_its_texts_stand_beside_ours(monkeypatch, tmp_path, capsys):
     (tmp_path / "model.py").write_text(THEIR_MODEL)
     small = dict(n_layer=1, n_head=1, n_embd=8, block_size=16)
-    monkeypatch.setattr(bench, "PRESETS", {"small": small, "gpt2-124m": {}})
-    monkeypatch.setattr(bench, "measure_or_note", lambda *how: measure_fast(*how))
+    pretend_presets(monkeypatch, {"small": small, "gpt2-124m": {}})
+    monkeypatch.setattr(bench_speedups, "measure_or_note", lambda *how: measure_fast(*how))
     flags = ["--preset", "small", "--device", "cpu", "--nanogpt", str(tmp_path), "--json"]
     compare_training.main([*flags, str(tmp_path / "steps.json"), "--steps", "1"])
-    rows = json.loads((tmp_path / "steps.json").read_text())["training"]
+    rows = results(tmp_path / "steps.json")["training"]
     assert [row["name"] for row in rows] == ["nanoGPT", "ours", "ours, freed memory kept"]
     assert all(row["ms"] > 0 for row in rows) and rows[0]["loss"] == pytest.approx(10.9, abs=0.4)
     compare_sampling.main([*flags, str(tmp_path / "texts.json"), "--new-tokens", "2"])
-    ways = [row["way"] for row in json.loads((tmp_path / "texts.json").read_text())["sampling"]]
+    ways = [row["way"] for row in results(tmp_path / "texts.json")["sampling"]]
     assert ways[:3] == ["nanoGPT", "transformers, cached", "ours, plain float32"]
     assert "number of parameters" not in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """Time HellaSwag scoring against the lecture's script, in one run on the same items.
 
-    python tests/benchmarks/bench_hellaswag.py ITEMS.jsonl [BUILD_NANOGPT]
+    python tests/benchmarks/bench_hellaswag.py ITEMS.jsonl [BUILD_NANOGPT] [--json FILE]
 
 GPT-2 124M's shape with random weights. BUILD_NANOGPT is a checkout of the lecture's repository: its
 own `evaluate` runs, item by item, on a transformers model with the same weights. Every slice has
@@ -21,6 +21,7 @@ from types import SimpleNamespace
 
 import tiktoken
 import torch
+from record import write_record
 
 from nanogpt_lib.hellaswag import read_items
 from nanogpt_lib.huggingface import save_huggingface
@@ -77,6 +78,7 @@ def main() -> int:
     parser.add_argument("checkout", type=Path, nargs="?")
     parser.add_argument("--slices", type=int, default=3)
     parser.add_argument("--items", dest="count", type=int, default=192, help="items per slice")
+    parser.add_argument("--json", type=Path, help="also keep the figures in this file")
     args = parser.parse_args()
     torch.manual_seed(0)
     model = GPT(GPTConfig()).eval()
@@ -119,11 +121,13 @@ def main() -> int:
             difference = (exact[list(every)] / sizes - theirs).abs().max().item()
             wrong += difference > 2e-4
             print(f"slice {part}: per token, item by item: lecture and ours {difference:.5f} apart")
-    for name in scored:
-        if scored[name]:
-            rate = scored[name] / seconds[name]
-            ratio = rate * seconds["lecture"] / scored["lecture"] if lecture else float("nan")
-            print(f"{str(name):15} {rate:6.2f} items/s   {ratio:5.1f} × the lecture's loop")
+    rates = {str(n).removeprefix("torch."): scored[n] / seconds[n] for n in scored if scored[n]}
+    for name, rate in rates.items():
+        ratio = rate / rates["lecture"] if lecture else float("nan")
+        print(f"{name:15} {rate:6.2f} items/s   {ratio:5.1f} × the lecture's loop")
+    if args.json:
+        counts = {str(name).removeprefix("torch."): scored[name] for name in scored}
+        write_record(args.json, {"items_per_sec": rates, "items": counts, "wrong": wrong})
     return int(wrong > 0)
 
 

@@ -2,21 +2,21 @@
 
     python tests/benchmarks/compare_training.py --build-nanogpt BUILD_NANOGPT --nanogpt NANOGPT
 
-Each as committed and, on a GPU or with --compile, compiled as well. Flags as for bench.py.
+Each as committed and, on a GPU or with --compile, compiled as well. Flags as for bench_speedups.py.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from bench_speedups import Table, about, print_head, print_row, read_step, step_parser
 from other_checkouts import time_theirs
+from record import write_record
+from speedups import lecture_variants, row_of
 
-from nanogpt_lib.bench import Table, about, print_head, print_row, read_step, step_parser
 from nanogpt_lib.device import choose_dtype
 from nanogpt_lib.model import GPT
-from nanogpt_lib.speedups import lecture_variants, row_of
 from nanogpt_lib.support.cli import run_program
-from nanogpt_lib.support.files import write_json
 
 
 def add_theirs(table: Table, name: str, folder: Path, compiled: bool) -> None:
@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
         kept = replace(ours, name="ours, freed memory kept", keep_memory=True)
         table.add(kept, candidate=False)
     if args.json:
-        write_json(args.json, {**record, "training": table.results})
+        sizes = {key: record[key] for key in ("preset", "rows", "block_size", "n_layer", "n_embd")}
+        write_record(args.json, {**sizes, "training": table.results}, device)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from time import monotonic
 
 import torch
 import torch.nn as nn
+from bench_speedups import Table, print_head
 from gpu_base import (
     RECORDED,
     Plan,
@@ -21,19 +22,18 @@ from gpu_base import (
     zipf_batches,
 )
 from other_checkouts import their_model
-
-from nanogpt_lib.bench import Table, print_head
-from nanogpt_lib.device import choose_dtype, compile_model, flops_per_token, peak_flops
-from nanogpt_lib.distributed import wrap_ddp
-from nanogpt_lib.model import GPT, GPTConfig
-from nanogpt_lib.optimizer import make_optimizer
-from nanogpt_lib.speedups import (
+from speedups import (
     Variant,
     attention_kernel,
     for_training,
     further_changes,
     lecture_variants,
 )
+
+from nanogpt_lib.device import choose_dtype, compile_model, flops_per_token, peak_flops
+from nanogpt_lib.distributed import wrap_ddp
+from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.optimizer import make_optimizer
 from nanogpt_lib.support.processes import World
 from nanogpt_lib.support.sharding import shard_blocks
 

@@ -1,4 +1,4 @@
-"""Variants of the same training step, timed and compared; for bench.py.
+"""Variants of the same training step, timed and compared; for bench_speedups.py.
 
 Each of the lecture's speed-ups keeps all earlier ones. Further ones are tried on top of what has
 been kept so far, and are kept only if they process more tokens per second.
