@@ -51,7 +51,7 @@ export: $(READY)  ## write the library from the notebooks
 	$(BIN)/ruff format --quiet notebooks
 	$(BIN)/python tools/export.py
 
-bench: $(READY)  ## the speed-ups on this machine, and how long the real run would take
+bench: $(READY)  ## this machine: how long each preset takes, what fits, sampling
 	$(BIN)/python nanogpt_lib/bench.py $(ARGS)
 
 gpu: $(READY)  ## all figures of a GPU in 8 minutes; ARGS="--out gpu.json" and what gpu.py takes

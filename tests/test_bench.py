@@ -304,7 +304,6 @@ def test_their_step_runs_out_of_their_own_file():
 
 THEIR_MODEL = """
 from dataclasses import dataclass
-import speedups
 import torch
 
 @dataclass

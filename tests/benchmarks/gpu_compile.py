@@ -8,7 +8,7 @@ import torch
 from gpu_base import Plan, Report
 from gpu_run import results_of, start_job
 from gpu_training import contenders, time_updates
-from nanogpt_lib.speedups import Variant, measure
+from speedups import Variant, measure
 
 from nanogpt_lib.device import choose_dtype
 

@@ -89,7 +89,7 @@ def recipes(work: Path) -> str:
 
 
 def bench(work: Path) -> str:
-    """bench.py as README calls it: a ratio to the first line, and an estimate for each preset."""
+    """bench.py as README calls it: an estimate for each preset, and tokens per second."""
     said = run([ROOT / "nanogpt_lib/bench.py"], work)
     assert "gpt2-1558m" in said and "tokens/s" in said
     return said.strip().splitlines()[-1]
