@@ -140,7 +140,7 @@ def test_the_lectures_speed_ups_follow_the_device(monkeypatch):
 
 def test_the_speed_ups_are_written_as_rows_that_chapter_05_can_read(monkeypatch, tmp_path, capsys):
     small = dict(n_layer=1, n_head=1, n_embd=8, block_size=8, max_steps=2, total_batch_size=64)
-    pretend_presets(monkeypatch, {"small": small, "gpt2-124m": {}})
+    pretend_presets(monkeypatch, {"small": small, "gpt2-124m": {}, "gpt2-1558m": {}})
     monkeypatch.setattr(bench_speedups, "measure_or_note", lambda *how: measure_fast(*how))
     file = tmp_path / "speedups.json"
     flags = ["--preset", "small", "--device", "cpu", "--steps", "1", "--json", str(file)]
