@@ -3,7 +3,7 @@
 python tests/benchmarks/bench_page.py runs/quickstart
 python tests/benchmarks/bench_page.py notebooks/recorded/model --data data/pydocs --tokens 50000
 
-For tokens per second on one core, start it with `taskset -c 0`, on a machine that does nothing else.
+For tokens per second on one core, put `taskset -c 0` before it, and let nothing else run.
 """
 
 import sys
