@@ -5,11 +5,17 @@
 PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/installed
+BEAT = 10
 NGPUS ?= 1
 PRESET ?= quickstart
 SEEN = index,name,driver_version,utilization.gpu,memory.used,memory.total,temperature.gpu,power.draw
 UV = $(shell command -v uv)
 INSTALL = $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --quiet)
+# threads sleep soon where no one has chosen otherwise (nanogpt_lib/support/threads.py); for lab, too
+ifndef OMP_WAIT_POLICY
+GOMP_SPINCOUNT ?= 1000
+export GOMP_SPINCOUNT
+endif
 AVX2 = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
 train: $(READY)  ## prepare the text that ships with Python and train a GPT on it
@@ -62,6 +68,8 @@ environment: $(READY)  ## install into .venv what constraints.txt names, by uv i
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into .venv by $(if $(UV),uv,pip): some minutes, most of them for PyTorch"
 	test -d .venv || $(if $(UV),uv venv --python $(PYTHON) .venv,$(PYTHON) -m venv .venv)
+	@(while sleep $(BEAT) >/dev/null 2>&1; do echo "installing: $$(du -sh .venv | cut -f 1)"; done) & \
+	beat=$$!; trap 'kill $$beat' EXIT; trap 'exit 130' INT TERM; \
 	$(INSTALL) -c constraints.txt -e ".[course,dev,site]"
 	touch $(READY)
 

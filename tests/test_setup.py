@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
+from nanogpt_lib.support.threads import SPINS
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -107,3 +108,33 @@ def test_make_ddp_and_gpu_status_say_what_they_do():
     if not shutil.which("nvidia-smi"):
         done = subprocess.run(["make", "gpu-status"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0 and "no NVIDIA GPU" in done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make here")
+@pytest.mark.parametrize("status", [0, 3])
+def test_the_silent_installation_shows_that_it_goes_on(tmp_path, status):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / ".venv").mkdir()
+    installer = f"sh -c 'sleep 1; exit {status}'"
+    words = ["make", "environment", "BEAT=0.2", f"INSTALL={installer}"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("installing: ") >= 2, done.stderr
+    assert (done.returncode == 0) == (status == 0)
+    assert (tmp_path / ".venv/installed").exists() == (status == 0)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make here")
+def test_a_lab_started_by_make_has_threads_that_sleep_soon(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    extra = 'look:\n\t@echo "spin $$GOMP_SPINCOUNT"\n'
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text() + extra)
+    free = {n: v for n, v in os.environ.items() if n not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    chosen = {"": "1000", "GOMP_SPINCOUNT=7": "7", "OMP_WAIT_POLICY=ACTIVE": ""}
+    for choice, seen in chosen.items():
+        env = {**free, **dict([choice.split("=")] if choice else [])}
+        words = ["make", "look"]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env)
+        assert done.stdout == f"spin {seen}\n"
+    assert f'GOMP_SPINCOUNT: "{SPINS}"' in (ROOT / "environment.yml").read_text()
