@@ -58,11 +58,12 @@ def halley(G: Tensor, dtype: torch.dtype = torch.float32, smallest: float = SMAL
     X ← X (a + bS)(1 + cS)⁻¹ = X (b/c + (a − b/c)(1 + cS)⁻¹) takes one inverse, by Cholesky's
     decomposition, and two products as large as G. S is first divided by its norm, so that with
     n = (Σσ⁴)^¼ ≥ σ_max every σ ≥ 0.01 n ends between 0.67 and 1.33; smaller ones are multiplied by
-    at most 73/n. S and the inverse are float32; the last product is computed in `dtype`.
+    at most 73/n: so it is in float32. The products are computed in `dtype`, the inverse in float32.
     """
     a, b, c, least = halley_weights(smallest)
     tall = G.size(-2) > G.size(-1)
-    S = (G.mT @ G if tall else G @ G.mT).float()
+    X = G.to(dtype)
+    S = (X.mT @ X if tall else X @ X.mT).float()
     norm = S.norm(dim=(-2, -1), keepdim=True) + 1e-30  # n²
     S *= c / norm
     S.diagonal(dim1=-2, dim2=-1).add_(1)  # its eigenvalues are from 1 to 1 + c
@@ -71,7 +72,6 @@ def halley(G: Tensor, dtype: torch.dtype = torch.float32, smallest: float = SMAL
     R = torch.cholesky_inverse(factor) * (centre * (a - b / c))
     R.diagonal(dim1=-2, dim2=-1).add_(centre * b / c)
     R = (R * norm.rsqrt()).to(dtype)
-    X = G.to(dtype)
     return (X @ R if tall else R @ X).to(G.dtype)
 
 

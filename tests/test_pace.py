@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 
@@ -103,18 +104,15 @@ def test_the_rate_of_the_timed_steps_does_not_depend_on_the_length():
 
 
 def test_a_resumed_run_keeps_its_length_whatever_the_clock_says(tiny_data, tmp_path):
-    """The interrupted run is resumed by real processes, on a machine with other times."""
     out, again = tmp_path / "a", tmp_path / "b"
     flags = [*FREE, "--data", tiny_data, "--minutes", "0.01", "--step-seconds", "0.03"]
     done = program("train.py", *flags, "--out", out)
     assert done.returncode == 0, done.stderr
     assert json.loads((out / "config.json").read_text())["max_steps"] == 20
-    done = program("train.py", *flags, "--out", again)
+    shutil.copytree(out, again)
     for folder in (again / "checkpoints").glob("step_*"):
         if int(folder.name[5:]) > 12:
-            for path in folder.iterdir():
-                path.unlink()
-            folder.rmdir()
+            shutil.rmtree(folder)
     done = program("train.py", "--resume", "--out", again)
     assert done.returncode == 0, done.stderr
     assert "are timed" not in done.stdout and "resumed from" in done.stdout
