@@ -36,7 +36,7 @@ PRESETS: dict[str, dict] = {
         attention="manual",
         batch_size=12, total_batch_size=12 * 64, max_steps=1000,
         optimizer="muon", learning_rate=6e-3, min_lr=1e-4, muon_learning_rate=0.03, beta1=0.85,
-        warmup_steps=20, weight_decay=0.0,
+        muon_method="halley", warmup_steps=20, weight_decay=0.0,
         eval_every=250, eval_tokens=110_592, save_every=500, sample_every=500,
         sample_prompt="\n", sample_tokens=200, log_every=50,
     ),
