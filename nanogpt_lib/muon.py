@@ -58,12 +58,12 @@ def halley(G: Tensor, dtype: torch.dtype = torch.float32, smallest: float = SMAL
     X ← X (a + bS)(1 + cS)⁻¹ = X (b/c + (a − b/c)(1 + cS)⁻¹) takes one inverse, by Cholesky's
     decomposition, and two products as large as G. S is first divided by its norm, so that with
     n = (Σσ⁴)^¼ ≥ σ_max every σ ≥ 0.01 n ends between 0.67 and 1.33; smaller ones are multiplied by
-    at most 73/n: so it is in float32. The products are computed in `dtype`, the inverse in float32.
+    at most 73/n. S is float32 (rounded to bfloat16 it may no longer be positive); the last product
+    is computed in `dtype`.
     """
     a, b, c, least = halley_weights(smallest)
     tall = G.size(-2) > G.size(-1)
-    X = G.to(dtype)
-    S = (X.mT @ X if tall else X @ X.mT).float()
+    X, S = G.to(dtype), (G.mT @ G if tall else G @ G.mT).float()
     norm = S.norm(dim=(-2, -1), keepdim=True) + 1e-30  # n²
     S *= c / norm
     S.diagonal(dim1=-2, dim2=-1).add_(1)  # its eigenvalues are from 1 to 1 + c
