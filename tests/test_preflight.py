@@ -145,7 +145,7 @@ def test_a_disk_that_fills_up_while_saving(data, capsys, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nanogpt_lib.support.checkpoint_files.save_file", full)
+    monkeypatch.setattr("nanogpt_lib.support.checkpoint_files.save_rows", full)
     status, lines, _ = fly(capsys, data)
     assert status == 1 and "cannot be saved" in stopped(lines)["checkpoint"]
     assert [path.name for path in data.parent.iterdir()] == ["tiny"]
