@@ -36,8 +36,8 @@ from nanogpt_lib.tokenizer import GPT2Tokenizer
 
 LIMIT = 0.4
 STEPS = (
-    "--n-head 12 --vocab-multiple 64 --eval-every 1 --eval-tokens 640 --hellaswag-every 0 "
-    "--save-every 2 --sample-every 2 --sample-tokens 8 --warmup-steps 1 --device cpu "
+    "--n-head 12 --vocab-multiple 64 --eval-every 2 --eval-tokens 320 --hellaswag-every 0 "
+    "--save-every 2 --sample-every 2 --sample-tokens 4 --warmup-steps 1 --device cpu "
     "--dtype float32 --keep-checkpoints 1 --log-every 1 --optimizer adamw"
 ).split()
 
@@ -71,7 +71,9 @@ def peaks(ranks: int, settings: list[str]) -> list[int]:
         command += [f"--nproc_per_node={ranks}", __file__, "--rank", report, "--", *settings]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, check=True, env=env, stdout=sys.stderr)
-        return [int(Path(report, str(rank)).read_text(encoding="ascii")) for rank in range(ranks)]
+        found = [int(Path(report, str(rank)).read_text(encoding="ascii")) for rank in range(ranks)]
+    print(f"peak {max(found) / 1e6:,.0f} MB", file=sys.stderr, flush=True)
+    return found
 
 
 def write_data(folder: Path) -> Path:
@@ -86,13 +88,13 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
     """All peaks in bytes: idle; per --parallel a new run and the same resumed; one from files."""
     tokens = args.ranks * args.block_size
     shape = ["--n-layer", args.n_layer, "--n-embd", args.n_embd, "--block-size", args.block_size]
-    rows = ["--batch-size", 1, "--total-batch-size", 2 * tokens]
+    rows = ["--batch-size", 1, "--total-batch-size", tokens]
     common = [*map(str, shape + rows), *STEPS, "--data", str(write_data(folder / "data"))]
     found = {"idle": peaks(args.ranks, [])}
     for parallel in ("ddp", "fsdp"):
         own = [*common, "--parallel", parallel, "--out", str(folder / parallel)]
         found[parallel] = peaks(args.ranks, [*own, "--max-steps", "2"])
-        found[parallel + " resumed"] = peaks(args.ranks, [*own, "--max-steps", "4", "--resume"])
+        found[parallel + " resumed"] = peaks(args.ranks, [*own, "--max-steps", "3", "--resume"])
     model, tokenizer = load_model(str(folder / "ddp"))
     save_huggingface(folder / "gpt2", vars(model.config), model.state_dict(), tokenizer)
     own = [*common, "--parallel", "fsdp", "--out", str(folder / "files"), "--max-steps", "1"]
