@@ -144,7 +144,7 @@ def rising(h: History) -> Symptom | None:
     """The trend ends far above its lowest point: the run diverges, fast or slowly."""
     if len(h.trend) < 50:
         return None
-    low = int(np.argmin(h.trend[20:])) + 20
+    low = int(np.argmin(h.trend))
     rise = h.trend[-1] - h.trend[low]
     if not rise > max(0.3, 5 * h.noise(low)) or len(h.trend) - low < 20:
         return None

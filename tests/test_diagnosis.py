@@ -185,6 +185,12 @@ def test_a_jump_that_came_back_is_past_but_many_are_an_unstable_run():
     assert not symptom.past and "5 jumps so far" in symptom.text
 
 
+def test_a_run_that_explodes_at_once_and_stays_above_its_first_loss_is_sick():
+    """As nanoGPT at a learning rate of 3: from 4.2 to 77 in 100 steps, then between 4 and 20."""
+    exploded = made_up(lambda s: 4.2 if s == 1 else 12.0 + 60 * math.exp(-s / 100), 800, noise=3.0)
+    assert "rising" in [s.kind for s in diagnose(exploded)]
+
+
 def test_ranks_that_take_turns_at_being_last_do_not_lag():
     turns = {"slowest_rank": lambda r: r["step"] // 20 % 8, "slowest_ratio": lambda r: 1.5}
     assert diagnose(change(published(), lambda s: True, **turns), 50257) == []
