@@ -54,7 +54,7 @@ class History:
 
     def noise(self, end: int) -> float:
         """Standard deviation of the losses around their trend in up to 200 records before `end`."""
-        begin = max(1, end - 200)
+        begin, end = max(1, end - 200), max(1, end)
         beside = np.array(self.losses[begin:end]) - np.array(self.trend[begin - 1 : end - 1])
         beside = beside[np.isfinite(beside)]
         return 1.4826 * float(np.median(np.abs(beside))) if len(beside) else 0.0
