@@ -67,7 +67,7 @@ def test_rounded_weights_are_announced_with_their_cost(tiny_run, weights, capsys
     said = capsys.readouterr()
     lines = [line for line in said.err.splitlines() if weights in line]
     assert len(lines) == 1 and said.out.startswith("--- sample 1\nThe ")
-    works_here = f"weights rounded to {weights}: perplexity "
+    works_here = f"weights rounded to {weights}: where measured, perplexity "
     assert lines[0].startswith(works_here if works(weights) else f"no packed weights in {weights}")
     assert set(sample.COST) == set(LOSSY)
 
