@@ -470,11 +470,14 @@ def test_an_initialisation_is_repeated_tensor_by_tensor_whatever_it_does():
         assert torch.equal(recording.recipes[key_of(bare)].make(bare), p), name
 
 
-def test_an_initialisation_from_another_parameter_is_refused_in_one_line():
+def test_an_initialisation_that_cannot_be_repeated_is_refused_in_one_line():
     with Recording() as recording, without_weights(recording.note):
         a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
         with torch.no_grad(), pytest.raises(UserError, match="needs whole tensors; take ddp"):
             a.weight.copy_(b.weight)
+        with pytest.raises(UserError, match="needs whole tensors; take ddp"):
+            torch.nn.init.trunc_normal_(a.weight)  # it would do nothing
+    assert torch.nn.init.trunc_normal_(torch.ones(3), std=9.0).abs().max() < 2.1
 
 
 def test_a_model_without_weights_has_buffers_and_takes_no_memory_until_it_is_given_some():

@@ -8,6 +8,7 @@ by repeating its writes. Every rank does so for all tensors and keeps its rows; 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 import torch.nn as nn
@@ -70,6 +71,14 @@ class Recording(TorchDispatchMode):
         self.recipes: dict[int, Recipe] = {}  # by storage
         self.blank = 0  # storage of the latest tensor, if torch.empty made it: it has no contents
 
+    def __enter__(self):
+        self.skipped, nn.init.trunc_normal_ = nn.init.trunc_normal_, refuse_to_record
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        nn.init.trunc_normal_ = self.skipped
+        return super().__exit__(*exception)
+
     def note(self, parameter: Tensor, taken: Tensor) -> None:
         """A parameter that has contents (torch.ones) keeps them."""
         blank = key_of(parameter) == self.blank
@@ -87,9 +96,7 @@ class Recording(TorchDispatchMode):
                 self.blank = 0
             return result
         if any(torch.is_tensor(value) and value.is_meta for value in (*args[1:], *kwargs.values())):
-            raise UserError(
-                "--parallel fsdp: this model's initialisation needs whole tensors; take ddp"
-            )
+            refuse_to_record()
         place = (target.size(), target.stride(), target.storage_offset())
         write = Write(func, place, args[1:], kwargs, torch.get_rng_state())
         size = target.untyped_storage().nbytes() // target.element_size()
@@ -97,6 +104,11 @@ class Recording(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags:
             func(torch.empty_strided(*place[:2], dtype=target.dtype), *args[1:], **kwargs)
         return target
+
+
+def refuse_to_record(*_, **__) -> NoReturn:
+    """What reads another parameter, and trunc_normal_, which does nothing on the meta device."""
+    raise UserError("--parallel fsdp: this model's initialisation needs whole tensors; take ddp")
 
 
 def key_of(tensor: Tensor) -> int:
