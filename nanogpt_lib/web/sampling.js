@@ -13,16 +13,15 @@ function generator(seed) {
 }
 
 function softmax(logits) { // (V) → (V)
-  let most = -Infinity, sum = 0;
-  for (const x of logits) most = Math.max(most, x);
-  const probs = Float64Array.from(logits, (x) => Math.exp(x - most));
-  for (const p of probs) sum += p;
+  const most = logits.reduce((a, b) => Math.max(a, b));
+  const probs = new Float64Array(logits).map((x) => Math.exp(x - most));
+  const sum = probs.reduce((a, b) => a + b);
   return probs.map((p) => p / sum);
 }
 
 // All but the k largest become -Infinity; ties with the k-th stay.
 function keep_top_k(logits, k) {
-  const kth = Float64Array.from(logits).sort().at(-Math.min(k, logits.length));
+  const kth = new Float64Array(logits).sort().at(-Math.min(k, logits.length));
   return logits.map((x) => (x < kth ? -Infinity : x));
 }
 
@@ -36,9 +35,9 @@ function argmax(values) {
 function next_token_probabilities(logits, temperature, top_k) {
   if (temperature === 0) {
     const best = argmax(logits);
-    return Float64Array.from(logits, (_, i) => (i === best ? 1 : 0));
+    return new Float64Array(logits.length).fill(1, best, best + 1);
   }
-  let warm = Float64Array.from(logits, (x) => x / temperature);
+  let warm = new Float64Array(logits).map((x) => x / temperature);
   if (top_k) warm = keep_top_k(warm, top_k);
   return softmax(warm);
 }
