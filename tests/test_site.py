@@ -80,7 +80,7 @@ def toy(tmp_path) -> Path:
     ]
     solved = [
         md("# Solutions\n\n**1 ★ Predict.** Divide."),
-        code("answer_1 = 42\nprint(answer_1)", PRINTED),
+        code("answer_1 = 42\nprint(answer_1)", PRINTED, PICTURE),
     ]
     for name, cells in {"01_one": first, "02_two": second, "solutions/01_one": solved}.items():
         path = tmp_path / f"notebooks/{name}.ipynb"
@@ -139,6 +139,7 @@ def test_exercises_become_cards_with_their_solutions_inside(toy):
         < text.index("answer_1 = 42")
         < text.index("42\n```")
     )
+    assert solution < text.index('alt="Figure of the worked solution"') < second
     assert second < text.index("Thirds.") and "Solution of exercise 2" not in text
     assert text.index("## Summary") > max(second, solution) or "answer_1 = None" in text[second:]
 

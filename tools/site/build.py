@@ -20,12 +20,10 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from chapter import Book, Chapter, page_of, prose, solution_cells  # noqa: E402
 from library import index_page, module_page, owners, read_library  # noqa: E402
-from module_text import ExportError
-from story import exported_cells  # noqa: E402
+from story import ExportError, exported_cells  # noqa: E402
 from terms import glossary_page  # noqa: E402
 
 ROOT = HERE.parents[1]
-PARTS = {"The lecture": (1, 10), "Beyond the lecture": (11, 99)}
 OURS = "nanogpt-site.json"  # in the folder that we made, so that we never empty another
 
 
@@ -63,11 +61,9 @@ def theme_options(site: dict[str, str]) -> dict:
 
 def parts_of(root: Path) -> dict[str, list[Path]]:
     """The chapters by part; a part without a chapter is left out."""
-    parts: dict[str, list[Path]] = {}
-    for title, (first, last) in PARTS.items():
-        parts[title] = [f for f in chapter_files(root) if first <= int(f.name[:2]) <= last]
-    ordered = {"The lecture": parts["The lecture"], "Deeper": deeper_files(root)}
-    ordered["Beyond the lecture"] = parts["Beyond the lecture"]
+    lecture = [f for f in chapter_files(root) if int(f.name[:2]) <= 10]
+    beyond = [f for f in chapter_files(root) if int(f.name[:2]) > 10]
+    ordered = {"The lecture": lecture, "Deeper": deeper_files(root), "Beyond the lecture": beyond}
     return {title: files for title, files in ordered.items() if files}
 
 
@@ -75,11 +71,8 @@ def make_book(root: Path) -> Book:
     """What there is to link to."""
     files = [*chapter_files(root), *deeper_files(root), *(root / "notebooks").glob("*.md")]
     site = addresses(root)
-    blob = (
-        f"{site['repository']}/blob/{site.get('branch') or 'main'}"
-        if site.get("repository")
-        else ""
-    )
+    address, branch = site.get("repository"), site.get("branch") or "main"
+    blob = f"{address}/blob/{branch}" if address else ""
     pages = {f.relative_to(root).as_posix() for f in files}
     for path in sorted(pages):
         if path.endswith(".ipynb"):
@@ -171,12 +164,8 @@ def write_sources(root: Path, out: Path, alive: bool) -> None:
 
 def put_model_in_a_page(root: Path, out: Path) -> None:
     """Write the recorded model as gpt.html, which the first page shows."""
-    command = [
-        sys.executable,
-        root / "nanogpt_lib/page.py",
-        "--checkpoint",
-        root / "notebooks/recorded/model",
-    ]
+    model = root / "notebooks/recorded/model"
+    command = [sys.executable, root / "nanogpt_lib/page.py", "--checkpoint", model]
     done = subprocess.run([*command, "--out", out], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"build.py: the model of the first page: {done.stderr.strip()[-500:]}")
@@ -186,9 +175,7 @@ def empty(out: Path) -> None:
     """Make the folder, or empty the one that an earlier build made; refuse any other."""
     if out.exists() and any(out.iterdir()):
         if not (out / OURS).exists():
-            raise SystemExit(
-                f"build.py: {out} is not empty and not a book of ours; choose another --out"
-            )
+            raise SystemExit(f"build.py: {out} holds something else; choose another --out")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     write(out / OURS, "{}\n")

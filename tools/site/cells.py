@@ -74,7 +74,7 @@ def alternative_text(cell: dict, source: str, heading: str) -> str:
 def fold(cell: dict, label: str) -> None:
     """Mark a cell so that its code is behind a handle with this label."""
     meta = cell["metadata"]
-    meta["tags"] = [*meta.get("tags", []), "hide-input"]
+    meta["tags"] = sorted({*meta.get("tags", []), "hide-input"})
     prompts = {"code_prompt_show": f"{label}: show", "code_prompt_hide": f"{label}: hide"}
     meta["mystnb"] = {**meta.get("mystnb", {}), **prompts}
 

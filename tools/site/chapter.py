@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import cells as parts
@@ -22,7 +22,6 @@ class Book:
     library: set[str]  # dotted module names
     exported: dict[tuple[str, int], Exported]
     repository: str = ""  # address for files that have no page, or nothing
-    downloads: set[str] = field(default_factory=set)
 
     def resolve(self, page: str, target: str) -> str | None:
         """The place of a relative link in the book; None where there is nothing to link to."""
@@ -119,16 +118,12 @@ def code_cell(cell: dict, number: int, chapter: Chapter, book: Book, heading: st
     if re.match(r"#\|\s*default_exp", source) or is_check(cell):
         return []
     cell = {k: copy.deepcopy(v) for k, v in cell.items() if k != "id"}
-    cell["metadata"].pop("jupyter", None) and parts.fold(cell, "The code of this cell")
     here = book.exported.get((name, number))
     if here or source.startswith("#|"):
         source = parts.EXPORT_LINE.sub("", source)
     cell["source"] = source
     cell["outputs"] = parts.merge_streams(cell.get("outputs", []))
     if label := parts.fold_label(cell, source):
-        cell["metadata"]["tags"] = [
-            t for t in cell["metadata"].get("tags", []) if t != "hide-input"
-        ]
         parts.fold(cell, label)
     if parts.has_picture(cell):
         alt = parts.alternative_text(cell, source, heading)
@@ -176,12 +171,9 @@ def page_of(chapter: Chapter, solutions: list[dict], book: Book) -> dict:
             made = [cell] if in_exercises else code_cell(cell, number, chapter, book, heading)
             (asked if in_exercises else out).extend(made)
     out += flush(asked, solutions, chapter, book)
-    return {
-        "cells": parts.join_setup(out),
-        "metadata": chapter.metadata,
-        "nbformat": 4,
-        "nbformat_minor": 4,
-    }
+    metadata = {"language_info": {"name": "python"}, **chapter.metadata}
+    cells = parts.join_setup(out)
+    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 4}
 
 
 def flush(asked: list[dict], solutions: list[dict], chapter: Chapter, book: Book) -> list[dict]:
@@ -198,9 +190,8 @@ def solution_cells(root: Path, chapter: Chapter, book: Book) -> list[dict]:
     if not (root / path).exists():
         return []
     solutions = Chapter.read(root, path.as_posix())
-    kept = solutions.cells
-    for cell in kept:
+    for cell in solutions.cells:
         if cell["cell_type"] == "markdown":
             text = "".join(cell["source"])
             cell["source"] = prose(text.replace("](../", "]("), chapter.path, book)
-    return kept
+    return solutions.cells

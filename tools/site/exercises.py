@@ -45,7 +45,24 @@ def as_markdown(cells: list[dict], outputs: bool) -> str:
             printed = "".join(text_of(o) for o in cell.get("outputs", []))
             if outputs and printed.strip():
                 blocks.append(fence(printed, "{code-block} text\n:class: printed\n"))
+            if outputs:
+                blocks += [picture(o["data"]["image/png"]) for o in pictures(cell)]
     return "\n\n".join(blocks)
+
+
+def pictures(cell: dict) -> list[dict]:
+    """The outputs of a cell that are pictures."""
+    return [o for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+
+
+def picture(png: str | list[str]) -> str:
+    """A picture within the page: a solution's card has no cell of its own to show it."""
+    data = "".join("".join(png).split())
+    return fence(
+        '<div class="cell_output"><img alt="Figure of the worked solution" '
+        f'src="data:image/png;base64,{data}"></div>',
+        "{raw} html",
+    )
 
 
 def card(title: str, body: str, open_: bool, kind: str, label: str) -> str:

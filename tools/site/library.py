@@ -41,12 +41,10 @@ def names_of(node: ast.stmt) -> list[str]:
     """The names that a top-level statement defines."""
     if isinstance(node, Definition):
         return [node.name]
-    targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
-    return (
-        [t.id for t in targets if isinstance(t, ast.Name)]
-        if isinstance(node, ast.Assign | ast.AnnAssign)
-        else []
-    )
+    if not isinstance(node, ast.Assign | ast.AnnAssign):
+        return []
+    targets = getattr(node, "targets", None) or [node.target]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 def library_imports(body: list[ast.stmt]) -> dict[str, str]:
@@ -98,15 +96,8 @@ def plain(docstring: str) -> str:
             out.append(line)
             continue
         parts = re.split(r"(`[^`]+`)", line.strip())
-        escaped = [re.sub(r"([\\*_<>\[\]$#|{}~`])", r"\\\1", p) for p in parts[::2]]
-        parts[::2] = escaped
-        out.append(
-            re.sub(
-                r"^(\d+)([.)])|^([-+=:])",
-                lambda m: f"{m[1]}\\{m[2]}" if m[1] else f"\\{m[3]}",
-                "".join(parts),
-            )
-        )
+        parts[::2] = [re.sub(r"([\\*_<>\[\]$#|{}~`])", r"\\\1", part) for part in parts[::2]]
+        out.append(re.sub(r"^(\d*)([-+=:.)])", r"\1\\\2", "".join(parts)))  # no list, no heading
     return "\n".join(out)
 
 

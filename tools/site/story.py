@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from export import read_notebook  # noqa: E402
-from module_text import defined_names, split_imports  # noqa: E402
+from module_text import ExportError, defined_names, split_imports  # noqa: E402
 
 
 @dataclass
@@ -46,3 +46,6 @@ def exported_cells(chapters: list[Path]) -> dict[tuple[str, int], Exported]:
             latest.update(((cell.module, n), here) for n in names)
             found[name, int(number)] = here
     return found
+
+
+__all__ = ["ExportError", "Exported", "exported_cells"]
