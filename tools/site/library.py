@@ -2,6 +2,7 @@
 
 import ast
 import re
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,7 +145,7 @@ def symbol_text(module: LibraryModule, symbol: Symbol) -> str:
         doc = ast.get_docstring(method.node)
         if doc and not method.name.startswith("_"):
             blocks.append(f"### `{symbol.name}.{method.name}`")
-            blocks += [fence(signature(method), "python"), plain(doc)]
+            blocks += [fence(textwrap.dedent(signature(method)), "python"), plain(doc)]
     if is_code:
         source = fence(symbol.source, "python")
         blocks.append(f"::::{{dropdown}} Source of {symbol.name}\n\n{source}\n::::")
@@ -169,7 +170,7 @@ def index_page(modules: dict[str, LibraryModule]) -> str:
         inside = [m for m in modules.values() if m.name.rpartition(".")[0] == folder]
         rows = [f"- [{m.path}]({m.name}.md): {plain(m.doc.split(chr(10))[0])}" for m in inside]
         blocks.append(f"## {title}\n\n" + "\n".join(rows))
-    entries = "\n".join(modules)
+    entries = "\n".join(f"{m.path} <{m.name}>" for m in modules.values())
     blocks.append(f"```{{toctree}}\n:hidden:\n\n{entries}\n```")
     return "\n\n".join(blocks) + "\n"
 
