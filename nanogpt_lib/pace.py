@@ -91,22 +91,25 @@ def describe(config: TrainConfig, tokens: int) -> str:
     passes = steps * config.total_batch_size / tokens
     if loss := expected_loss(config):
         text += (
-            f"\nexpect a validation loss of about {loss:.2f} nats per token at the end (measured "
-            f"with this preset); the text is read {passes:.1f} times"
+            f"\nexpect a validation loss {loss} nats per token at the end (measured with this "
+            f"preset); the text is read {passes:.1f} times"
         )
     return text
 
 
-def expected_loss(config: TrainConfig) -> float | None:
-    """The final validation loss measured for a preset at this number of steps; None if unknown.
+def expected_loss(config: TrainConfig) -> str | None:
+    """The final validation loss, as measured for a preset at this number of steps; None if unknown.
 
-    Between two measured lengths, a straight line over the logarithm of the steps.
+    Between two measured lengths it follows a straight line over the logarithm of the steps; beyond
+    the last one it is only known to be lower, before the first to be higher.
     """
     measured = EXPECTED.get(config.preset)
     if not measured or config.flags - HARMLESS:
         return None
-    (steps, losses), x = zip(*measured, strict=True), math.log(config.max_steps)
-    return float(np.interp(x, [math.log(n) for n in steps], losses))
+    (steps, losses), n = zip(*measured, strict=True), config.max_steps
+    loss = np.interp(math.log(n), [math.log(m) for m in steps], losses)
+    word = "above" if n < 0.9 * steps[0] else "below" if n > 1.1 * steps[-1] else "of about"
+    return f"{word} {loss:.2f}"
 
 
 def in_words(seconds: float) -> str:

@@ -191,7 +191,13 @@ def test_the_expected_loss_lies_between_the_measured_ones():
     (n, high), (m, low) = measured[:2]
     config = TrainConfig(**PRESETS["quickstart"], preset="quickstart")
     config.max_steps = round(math.sqrt(n * m))
-    assert pace.expected_loss(config) == pytest.approx((high + low) / 2, abs=0.01)
+    word, about, loss = pace.expected_loss(config).split()
+    assert (word, about) == ("of", "about")
+    assert float(loss) == pytest.approx((high + low) / 2, abs=0.01)
+    config.max_steps = n // 2
+    assert pace.expected_loss(config) == f"above {high:.2f}"
+    config.max_steps = 2 * measured[-1][0]
+    assert pace.expected_loss(config) == f"below {losses[-1]:.2f}"
     config.flags = frozenset({"learning_rate"})
     assert pace.expected_loss(config) is None
     assert pace.expected_loss(TrainConfig()) is None
@@ -199,8 +205,8 @@ def test_the_expected_loss_lies_between_the_measured_ones():
 
 def test_the_plan_is_said_in_words():
     config = TrainConfig(**PRESETS["quickstart"], preset="quickstart")
-    pace.set_length(config, 10, 1.0, 0.25)
+    pace.set_length(config, 10, 1.0, 0.28)
     text = pace.describe(config, tokens=1_000_000)
-    assert text.startswith("486 steps of 250 ms: 2 minutes of training")
-    assert "a validation loss of about 1." in text and "read 1.0 times" in text
+    assert text.startswith("435 steps of 280 ms: 2 minutes of training")
+    assert "a validation loss of about 1." in text and "read 0.9 times" in text
     assert [pace.in_words(s) for s in (30, 90, 120)] == ["30 seconds", "1.5 minutes", "2 minutes"]

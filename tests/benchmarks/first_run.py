@@ -38,7 +38,9 @@ def watched(command: list[str]) -> tuple[list[tuple[float, str]], float]:
 def measured(out: Path, lines: list[tuple[float, str]], whole: float) -> dict:
     """What the run's log and its lines say, in seconds and nats per token."""
     told = next((at for at, line in lines if "of training, evaluations" in line), None)
-    expected = re.search(r"validation loss of about ([\d.]+)", "\n".join(line for _, line in lines))
+    expected = re.search(
+        r"validation loss (?:of about|above|below) ([\d.]+)", "\n".join(line for _, line in lines)
+    )
     log = read_log(out / "log.jsonl")
     losses = {entry["step"]: entry["val_loss"] for entry in log if "val_loss" in entry}
     seconds = max(entry.get("seconds", 0.0) for entry in log)
