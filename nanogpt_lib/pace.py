@@ -79,7 +79,8 @@ def set_length(config: TrainConfig, step: int, elapsed: float, seconds: float) -
     for name in INTERVALS:
         every = getattr(config, name)
         if every and name not in config.flags:
-            setattr(config, name, max(1, round(every * steps / config.max_steps)))
+            # rounded up, or the last one would come a step or two before the end
+            setattr(config, name, -(-every * steps // config.max_steps))
     config.max_steps, config.step_seconds = steps, seconds
 
 

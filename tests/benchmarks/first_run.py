@@ -3,7 +3,7 @@
     python tests/benchmarks/first_run.py --json first_run.json      (first: python data/pydocs.py)
 
 Trains quickstart in a folder of its own and notes when it says what it will do, how long training
-took, and the validation loss at the end. Further flags go to train.py: --data, --minutes 10 …
+took, and the validation loss at the end. Flags after -- go to train.py: -- --minutes 10
 """
 
 import re
@@ -59,12 +59,13 @@ def main(argv: list[str] | None = None) -> None:
     """Run, print one line, keep the record."""
     parser = OneLineParser(prog="first_run.py", description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="add the result to this file")
-    args, flags = parser.parse_known_args(argv)
+    parser.add_argument("flags", nargs="*", help="flags of train.py, after --")
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         program = [sys.executable, "-u", str(ROOT / "nanogpt_lib" / "train.py"), "quickstart"]
-        lines, whole = watched([*program, "--out", str(out), *flags])
-        result = {**measured(out, lines, whole), "flags": flags}
+        lines, whole = watched([*program, "--out", str(out), *args.flags])
+        result = {**measured(out, lines, whole), "flags": args.flags}
     print(
         f"\n{result['training_seconds']} s of training in {result['whole_seconds']} s, "
         f"{result['steps']} steps, validation loss {result['loss']}"
