@@ -146,7 +146,7 @@ def test_chapters_stay_small(book, pages):
 
 def test_headings_are_in_order_and_pictures_have_texts(pages):
     for path, page in pages.items():
-        if path.name == "gpt.html":
+        if path.name in ("gpt.html", "search.html"):  # written by other programs
             continue
         assert page.headings.count(1) == 1, path
         steps = zip(page.headings, page.headings[1:], strict=False)
