@@ -32,6 +32,7 @@ def test_the_number_of_parameters_is_right_in_any_type(answer, capsys):
     ("answer", "hint"),
     [
         (2 * 124_439_808, "doubles every tensor"),
+        (COUNT + 50257 * 768, "token table twice"),
         (124_439_808 + 2048 * 768, "some of the 2,048 rows"),
         (1024 * 768, "new rows alone"),
         (2048 * 768, "position table alone"),
@@ -76,6 +77,7 @@ def test_any_way_to_split_c_attn_passes(split, capsys):
         (lambda w: thirds(w)[::-1], "wrong order"),
         (lambda w: [thirds(w)[0]] * 3, "wrong order"),
         (lambda w: w.reshape(3, 8, 8), "dimension 1"),
+        (lambda w: [third.bfloat16() for third in thirds(w)], "rounding"),
         (lambda w: [w, w, w], "(8, 24)"),
         (lambda w: [1, 2, 3], "3 tensors"),
         (lambda w: w.nonsense, "AttributeError"),
@@ -94,7 +96,8 @@ def read_one(path, name, base=8, whole=False, shape=True, end=None):
         first, last = entry["data_offsets"]
         if whole:
             file.seek(0)
-            data = file.read()[base + length + first : base + length + last]
+            size = -1 if whole is True else base + length + last
+            data = file.read(size)[base + length + first : base + length + last]
         else:
             file.seek(base + length + first)
             data = file.read((last if end is None else end) - first)
@@ -124,7 +127,8 @@ def test_a_reader_that_seeks_passes(answer, capsys):
         (lambda path, name: read_one(path, name, shape=False), "shape"),
         (lambda path, name: read_one(path, name, base=0), "8 + length"),
         (lambda path, name: read_one(path, name, whole=True), "seek, then read"),
-        (lambda path, name: load_file(path)[name], "whole file"),
+        (lambda path, name: load_file(path)[name], "to a library"),
+        (lambda path, name: read_one(path, name, whole="up to"), "seek, then read"),
         (lambda path, name: torch.zeros(3), "offsets"),
         (lambda path, name: read_one(path, "c"), "KeyError"),
     ],
@@ -173,12 +177,12 @@ def test_a_checkpoint_without_the_block_passes(answer, capsys):
         (lambda c, s, i: None, "None so far"),
         (lambda c, s, i: (c, s), "n_layer 11"),
         (lambda c, s, i: s, "(config, state)"),
-        (lambda c, s, i: drop_layer(c, s, i, renumber=False), "Number the blocks"),
+        (lambda c, s, i: drop_layer(c, s, i, renumber=False), "number the blocks"),
         (lambda c, s, i: drop_layer(c, s, i, only=1), "another block"),
         (lambda c, s, i: drop_layer(c, s, i, only=11), "another block"),
         (untied, "very tensor of wte"),
         (in_place, "as they are"),
-        (textual, "Number the blocks"),
+        (textual, "number the blocks"),
     ],
 )
 def test_a_wrong_checkpoint_gets_the_hint_for_its_mistake(answer, hint, capsys):
