@@ -323,7 +323,7 @@ class Disk:
             (checkpoint_files.os, "replace"),
             (checkpoint_files.os, "fsync"),
             (checkpoint_files.shutil, "rmtree"),
-            (checkpoint_files, "save_file"),
+            (checkpoint_files, "save_rows"),
             (checkpoint, "write_json"),
         ):
             patch.setattr(place, name, self.counted(getattr(place, name), name))

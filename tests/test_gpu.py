@@ -144,7 +144,8 @@ def test_a_part_that_hangs_is_ended_and_keeps_what_it_has_found(tmp_path, monkey
     plan = Plan("full", "cpu", str(tmp_path), 0.0)
     child = Child(plan.folder, ["peak"])
     child.go(plan, 600.0)
-    while not (tmp_path / "peak.json").exists():
+    found = tmp_path / "peak.json"
+    while not (found.exists() and found.stat().st_size):
         assert child.ended() is None
     child.seconds = 0.0
     how = child.ended()

@@ -43,6 +43,8 @@ class PackedLinear(nn.Module):
         if torch.is_grad_enabled():
             self.packed.clear()  # the weights may be about to change
             return None
+        if dtype == torch.float16:  # the format of this name is for float32 inputs
+            return None
         name = name_of(dtype)
         if dtype == torch.float32 and self.weights != "float32":
             name = self.weights
