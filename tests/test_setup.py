@@ -65,7 +65,9 @@ def test_the_readme_lists_every_preset_and_chapter():
 
 def make_would_run(*words: str) -> str:
     """The commands of a target, not run."""
-    done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "-n", "--no-print-directory", *words], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -88,7 +90,7 @@ def test_make_train_needs_no_torchrun_and_make_lab_starts_for_root_too():
 def test_make_environment_takes_uv_where_it_is_and_else_pip_with_the_same_lock(tmp_path):
     (tmp_path / "uv").write_text("#!/bin/sh\n")
     (tmp_path / "uv").chmod(0o755)
-    words = ["make", "-n", "-B", "environment"]
+    words = ["make", "-n", "-B", "--no-print-directory", "environment"]
     paths = [p for p in os.environ["PATH"].split(os.pathsep) if not os.path.exists(f"{p}/uv")]
     for first, installer in (("", ".venv/bin/python -m pip install"), (tmp_path, "uv pip install")):
         path = os.pathsep.join([str(first)] * bool(first) + paths)
@@ -106,7 +108,9 @@ def test_make_ddp_and_gpu_status_say_what_they_do():
     assert "torchrun --standalone --nproc_per_node=8 nanogpt_lib/train.py gpt2-124m" in line
     assert line.rstrip().endswith("--preflight")
     if not shutil.which("nvidia-smi"):
-        done = subprocess.run(["make", "gpu-status"], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            ["make", "--no-print-directory", "gpu-status"], cwd=ROOT, capture_output=True, text=True
+        )
         assert done.returncode == 0 and "no NVIDIA GPU" in done.stdout
 
 
@@ -118,7 +122,7 @@ def test_the_silent_installation_shows_that_it_goes_on(tmp_path, status):
         (tmp_path / name).touch()
     (tmp_path / ".venv").mkdir()
     installer = f"sh -c 'sleep 1; exit {status}'"
-    words = ["make", "environment", "BEAT=0.2", f"INSTALL={installer}"]
+    words = ["make", "--no-print-directory", "environment", "BEAT=0.2", f"INSTALL={installer}"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout.count("installing: ") >= 2, done.stderr
     assert (done.returncode == 0) == (status == 0)
@@ -134,7 +138,7 @@ def test_a_lab_started_by_make_has_threads_that_sleep_soon(tmp_path):
     chosen = {"": "1000", "GOMP_SPINCOUNT=7": "7", "OMP_WAIT_POLICY=ACTIVE": ""}
     for choice, seen in chosen.items():
         env = {**free, **dict([choice.split("=")] if choice else [])}
-        words = ["make", "look"]
+        words = ["make", "--no-print-directory", "look"]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env)
         assert done.stdout == f"spin {seen}\n"
     assert f'GOMP_SPINCOUNT: "{SPINS}"' in (ROOT / "environment.yml").read_text()

@@ -97,14 +97,15 @@ def sharded_step_bytes(model: nn.Module, step: int) -> int:
     """What a step takes beside a rank's share, if it takes `step` bytes with plain weights.
 
     In addition wte, wpe and ln_f are gathered, and of the blocks, at the peak, the equivalent of
-    four: weights and gradients, each once more in a buffer for sending. Autocast's copies of all
-    weights are not sharded. At the end of the backward pass, when the activations are free, wte
-    takes four times its size: itself, its gradients as table and as head, and a buffer.
+    three to five, as the ranks happen to wait for each other (five are counted): weights and
+    gradients, each once more in a buffer for sending. Autocast's copies of all weights are not
+    sharded. At the end of the backward pass, when the activations are free, wte takes four times
+    its size: itself, its gradients as table and as head, and a buffer.
     """
     size = 4 * sum(p.numel() for p in model.parameters())
     blocks = [4 * sum(p.numel() for p in block.parameters()) for block in model.transformer.h]
     outside = size - sum(blocks)
-    return max(step + outside + 4 * max(blocks), 4 * outside)
+    return max(step + outside + 5 * max(blocks), 4 * outside)
 
 
 def cgroup_limit(
