@@ -136,6 +136,10 @@ def test_nothing_is_loaded_from_another_host(book, pages):
     assert not foreign
 
 
+def test_the_build_leaves_nothing_beside_the_book(book):
+    assert not (book.parent / "jupyter_execute").exists()  # myst-nb's, beside Sphinx's output
+
+
 def test_chapters_stay_small(book, pages):
     for name in CHAPTERS:
         page = chapter(pages, book, name)

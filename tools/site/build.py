@@ -182,13 +182,14 @@ def empty(out: Path) -> None:
 
 
 def run_sphinx(source: Path, out: Path, scratch: Path) -> None:
-    """Call Sphinx; a warning is an error."""
+    """Call Sphinx; a warning is an error. It may leave folders beside its own, so in scratch."""
     env = {**os.environ, "NANOGPT_SITE": str(source / "site.json")}
-    options = ["-c", HERE, "-d", scratch, "-j", "auto", "-W", "--keep-going", "-q"]
-    command = [sys.executable, "-m", "sphinx", "-b", "html", *options, source, out]
+    options = ["-c", HERE, "-d", scratch / "doctrees", "-j", "auto", "-W", "--keep-going", "-q"]
+    command = [sys.executable, "-m", "sphinx", "-b", "html", *options, source, scratch / "book"]
     done = subprocess.run([str(word) for word in command], cwd=source, env=env)
     if done.returncode:
         raise SystemExit("build.py: the warnings above must be mended first")
+    shutil.copytree(scratch / "book", out, dirs_exist_ok=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -206,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
             write_sources(root, source, alive)
         except (ExportError, ValueError, KeyError, OSError) as error:
             raise SystemExit(f"build.py: {error}") from None
-        run_sphinx(source, out, Path(scratch) / "doctrees")
+        run_sphinx(source, out, Path(scratch))
     if alive:
         put_model_in_a_page(root, out / "gpt.html")
     pages = len(list(out.rglob("*.html")))
