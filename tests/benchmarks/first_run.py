@@ -59,13 +59,13 @@ def main(argv: list[str] | None = None) -> None:
     """Run, print one line, keep the record."""
     parser = OneLineParser(prog="first_run.py", description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="add the result to this file")
-    parser.add_argument("flags", nargs="*", help="flags of train.py, after --")
+    parser.add_argument("flags", nargs="*", default=(), help="flags of train.py, after --")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         program = [sys.executable, "-u", str(ROOT / "nanogpt_lib" / "train.py"), "quickstart"]
         lines, whole = watched([*program, "--out", str(out), *args.flags])
-        result = {**measured(out, lines, whole), "flags": args.flags}
+        result = {**measured(out, lines, whole), "flags": list(args.flags)}
     print(
         f"\n{result['training_seconds']} s of training in {result['whole_seconds']} s, "
         f"{result['steps']} steps, validation loss {result['loss']}"
