@@ -20,6 +20,46 @@ TINY = (
     "--learning-rate 4e-3 --min-lr 1e-4 --weight-decay 0 --sample-prompt The"
 ).split()
 
+# how a model.py of another project begins
+THEIR_CONFIG = """
+from dataclasses import dataclass
+import torch
+
+@dataclass
+class GPTConfig:
+    block_size: int = 8
+    vocab_size: int = 50257
+    n_layer: int = 1
+    n_head: int = 1
+    n_embd: int = 8
+    bias: bool = True
+    dropout: float = 0.0
+"""
+
+
+@pytest.fixture
+def fresh_trials():
+    """Make the test try the formats of packed weights again."""
+    from nanogpt_lib.support.weight_formats import works
+
+    works.cache_clear()
+    yield
+    works.cache_clear()
+
+
+def peak_bytes(function) -> int:
+    """Peak memory of a call above what was allocated before, from the allocator's events."""
+    import torch
+
+    with torch.profiler.profile(profile_memory=True) as profile:
+        function()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held, most = 0, 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
 
 def write_tiny_data(folder: Path) -> Path:
     """A character dataset of repetitive English that a small model can learn."""

@@ -16,6 +16,7 @@ from record import read_records
 from speedups import OtherLoss, Variant, measure, measure_or_note, padded
 from torch.nn import functional as F
 
+from conftest import THEIR_CONFIG
 from nanogpt_lib import bench
 from nanogpt_lib.config import TrainConfig
 from nanogpt_lib.device import flops_per_token
@@ -302,20 +303,9 @@ def test_their_step_runs_out_of_their_own_file():
     assert seconds > 0 and 10 < loss < 12
 
 
-THEIR_MODEL = """
-from dataclasses import dataclass
-import torch
-
-@dataclass
-class GPTConfig:
-    block_size: int = 8
-    vocab_size: int = 50257
-    n_layer: int = 1
-    n_head: int = 1
-    n_embd: int = 8
-    bias: bool = True
-    dropout: float = 0.0
-
+THEIR_MODEL = (
+    THEIR_CONFIG
+    + """
 class GPT(torch.nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -333,6 +323,7 @@ class GPT(torch.nn.Module):
     def generate(self, idx, n, top_k):
         return idx
 """
+)
 
 
 def results(path: Path) -> dict:

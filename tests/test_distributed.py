@@ -5,6 +5,7 @@ launch one rank dies.
 """
 
 import contextlib
+import inspect
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import ROOT
+from conftest import ROOT, peak_bytes
 from nanogpt_lib.distributed import all_reduce_sum, sync_gradients, wrap_ddp
 from nanogpt_lib.load import load_model
 from nanogpt_lib.model import GPT, GPTConfig
@@ -59,17 +60,6 @@ from nanogpt_lib.support.sharding import *
 CPU = torch.device("cpu")
 
 
-def peak_bytes(function):
-    with torch.profiler.profile(profile_memory=True) as profile:
-        function()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held, most = 0, 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
-
-
 def model_and_rows(seed=0):
     torch.manual_seed(seed)
     model = GPT(GPTConfig(block_size=8, vocab_size=16, n_layer=1, n_head=2, n_embd=16))
@@ -111,7 +101,9 @@ def adam(wrapped, model, rows, scaler, limit=0.5):
         scaler.update()
         optimizer.zero_grad()
     return torch.tensor(saw), optimizer
-"""
+
+
+""" + inspect.getsource(peak_bytes)
 
 PROGRAM = (
     SETUP

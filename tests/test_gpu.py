@@ -12,30 +12,20 @@ import pytest
 from gpu_base import Plan, Report
 from gpu_run import Child, Part, Record, allowed, missing_from, room
 
-from conftest import ROOT
+from conftest import ROOT, THEIR_CONFIG
 from nanogpt_lib.support.errors import UserError
 
 PROGRAM = ROOT / "tests" / "benchmarks" / "gpu.py"
 
 # a model.py that builds, and then cannot step
-BROKEN = """
-from dataclasses import dataclass
-import torch
-
-@dataclass
-class GPTConfig:
-    block_size: int = 8
-    vocab_size: int = 50257
-    n_layer: int = 1
-    n_head: int = 1
-    n_embd: int = 8
-    bias: bool = True
-    dropout: float = 0.0
-
+BROKEN = (
+    THEIR_CONFIG
+    + """
 class GPT(torch.nn.Module):
     def __init__(self, config):
         raise ValueError("no model today")
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import types
 import pytest
 import torch
 
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, peak_bytes
 from nanogpt_lib import run as run_module
 from nanogpt_lib import train
 from nanogpt_lib.choices import OPTIMIZERS, model_config, state_bytes
@@ -52,18 +52,6 @@ def saved_bytes(model, x, y, dtype) -> int:
         loss = model(x, y)[1]
     assert loss.requires_grad
     return sum(kept.values())
-
-
-def peak_bytes(function) -> int:
-    """Peak memory of a call above what was allocated before, from the allocator's events."""
-    with torch.profiler.profile(profile_memory=True) as profile:
-        function()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held, most = 0, 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -15,15 +15,7 @@ from nanogpt_lib.support.weight_formats import LOSSY, works
 
 CPU = torch.device("cpu")
 FORMATS = [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
-pytestmark = pytest.mark.processor
-
-
-@pytest.fixture(autouse=True)
-def fresh_trials():
-    """Make every test try the operators again."""
-    works.cache_clear()
-    yield
-    works.cache_clear()
+pytestmark = [pytest.mark.processor, pytest.mark.usefixtures("fresh_trials")]
 
 
 def tiny(**changes) -> GPT:

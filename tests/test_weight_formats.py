@@ -12,15 +12,7 @@ from nanogpt_lib.support.weight_formats import BLOCK, FORMATS, LOSSY, rounded, w
 # relative error of a product: rounding of sums; bf16: 8 bits of weights and inputs;
 # float16: 11 bits of the weights; int8: a range of about 6 standard deviations in 255 steps
 ERROR = {"float32": 1e-5, "columns": 1e-5, "bfloat16": 1e-2, "float16": 2e-3, "int8": 1e-2}
-pytestmark = pytest.mark.processor
-
-
-@pytest.fixture(autouse=True)
-def fresh_trials():
-    """Make every test try the operators again."""
-    works.cache_clear()
-    yield
-    works.cache_clear()
+pytestmark = [pytest.mark.processor, pytest.mark.usefixtures("fresh_trials")]
 
 
 def product(name: str, x, weight, bias=None, gelu=False):
