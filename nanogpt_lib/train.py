@@ -26,7 +26,6 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
 
 import contextlib
 import math
-import os
 import signal
 import sys
 import time
@@ -36,7 +35,7 @@ from pathlib import Path
 import torch
 
 from nanogpt_lib.arguments import parse_config
-from nanogpt_lib.choices import SCHEDULES
+from nanogpt_lib.choices import MODELS, SCHEDULES
 from nanogpt_lib.config import TrainConfig, micro_batch
 from nanogpt_lib.device import autocast, detect_device, flops_per_token, peak_flops
 from nanogpt_lib.distributed import all_reduce_sum, clip_gradients, sync_gradients
@@ -265,7 +264,7 @@ def train(run: Run, stopper: Stopper) -> int:
     run.say(
         f"trained for {timedelta(seconds=round(progress.elapsed))}; everything is in {config.out}"
     )
-    if fits_page(run.raw):
+    if MODELS[config.model] is GPT and fits_page(run.raw):
         page = f"python nanogpt_lib/page.py --checkpoint {config.out} --out my-gpt.html"
         run.say(f"the model as a web page, to try or to give away: {page}")
     return 0
@@ -300,8 +299,7 @@ def main(argv: list[str] | None = None) -> int:
     if config.init_from == "scratch" and not config.eval_only:  # a model may bring its block_size
         micro_batch(config, world.size)
     if config.preflight:
-        os.environ.setdefault("NANOGPT_WAIT_MINUTES", "10")  # a rank that hangs is soon known
-        with process_group(world, device):
+        with process_group(world, device, wait_minutes=10):  # a rank that hangs is soon known
             loop = Loop(update, evaluate_and_sample, speed)
             return preflight(config, world, device, loop, notes)
     meta = open_meta(config)

@@ -80,12 +80,12 @@ def own_device(device: torch.device, world: World) -> torch.device:
     return own
 
 
-def longest_wait() -> timedelta:
-    """How long processes wait without any progress: an hour, or NANOGPT_WAIT_MINUTES.
+def longest_wait(minutes: float = LONGEST_WAIT_MINUTES) -> timedelta:
+    """How long processes wait without any progress: so many minutes, or NANOGPT_WAIT_MINUTES.
 
     A checkpoint that is being written is progress, however slowly it grows.
     """
-    return timedelta(minutes=number_set("NANOGPT_WAIT_MINUTES", LONGEST_WAIT_MINUTES, "minutes"))
+    return timedelta(minutes=number_set("NANOGPT_WAIT_MINUTES", minutes, "minutes"))
 
 
 def longest_silence() -> float:
@@ -114,7 +114,9 @@ def stay_on_loopback(world: World) -> None:
 
 
 @contextlib.contextmanager
-def process_group(world: World, device: torch.device) -> Iterator[None]:
+def process_group(
+    world: World, device: torch.device, wait_minutes: float = LONGEST_WAIT_MINUTES
+) -> Iterator[None]:
     """Join the process group for the length of a `with` block.
 
     With more than one process, an exception ends this process; see `end_process`. If one hangs, the
@@ -130,7 +132,7 @@ def process_group(world: World, device: torch.device) -> Iterator[None]:
     # torchrun keeps its store when it restarts the workers: without a prefix per restart, new
     # workers would read dead workers' addresses and hang
     store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    wait = longest_wait().total_seconds()
+    wait = longest_wait(wait_minutes).total_seconds()
     heartbeat = Heartbeat(store, rank, size, longest_silence(), wait)
     dist.init_process_group(
         "nccl" if nccl else "gloo",
