@@ -161,6 +161,12 @@ class TrainConfig:
     flags: frozenset[str] = frozenset()
 
     @property
+    def length_is_open(self) -> bool:
+        """Whether a start has still to set the number of steps, by --minutes; see pace.py."""
+        timed = self.step_seconds and "step_seconds" not in self.flags  # by the run to resume
+        return self.minutes > 0 and not timed
+
+    @property
     def asked_for(self) -> set[str]:
         """Names of the settings set by the preset or by a flag."""
         return {*self.flags, *PRESETS.get(self.preset, {})}

@@ -26,6 +26,11 @@ class Symptom:
     advice: str = ""
     past: bool = False  # the run has recovered: worth knowing, nothing to do
 
+    def line(self) -> str:
+        """What a report says of it."""
+        advice = f"; {self.advice}" if self.advice else ""
+        return f"{'note' if self.past else 'symptom'}: {self.text}{advice}"
+
 
 @dataclass
 class History:
@@ -293,8 +298,3 @@ def diagnose(
     if not history.losses:
         return [Symptom("empty", 0, "no training step yet")]
     return [symptom for rule in RULES if (symptom := rule(history))]
-
-
-def symptoms(records: list[dict], vocab_size: int | None = None) -> list[str]:
-    """What is abnormal in a run's log, by rules of thumb, one line each."""
-    return [symptom.text for symptom in diagnose(records, vocab_size)]

@@ -28,10 +28,9 @@ from pathlib import Path
 import numpy as np
 
 from nanogpt_lib.diagnosis import History, Symptom, diagnose
-from nanogpt_lib.diagnosis import symptoms as symptoms  # chapter 10 takes these from here
 from nanogpt_lib.logbook import HELLASWAG_GPT2, series
 from nanogpt_lib.picture import draw_page, draw_text
-from nanogpt_lib.published import NORMAL_LOSS as NORMAL_LOSS
+from nanogpt_lib.published import NORMAL_LOSS as NORMAL_LOSS  # for chapter 10
 from nanogpt_lib.published import normal_loss, verdict, why_not_comparable
 from nanogpt_lib.support.cli import OneLineParser, run_program
 from nanogpt_lib.support.console_logs import read_any_log
@@ -70,10 +69,7 @@ class Report:
 
     def lines(self) -> list[str]:
         """Facts, one line per symptom, and the verdict."""
-        said = list(self.facts)
-        for symptom in self.found:
-            advice = f"; {symptom.advice}" if symptom.advice else ""
-            said.append(f"{'note' if symptom.past else 'symptom'}: {symptom.text}{advice}")
+        said = [*self.facts, *(symptom.line() for symptom in self.found)]
         count = sum(not symptom.past for symptom in self.found)
         words = f"{count} symptom" + "s" * (count > 1) if count else "normal, no symptoms"
         return [*said, f"{self.log}: {words}"]
@@ -125,6 +121,11 @@ def examine(log: Path, size: str) -> Report:
     history = History(records, vocab_size, settings)
     found = diagnose(records, vocab_size, settings)
     return Report(log, history, facts(history, size) if history.steps else [], found)
+
+
+def symptoms(records: list[dict], vocab_size: int | None = None) -> list[str]:
+    """What is abnormal in a run's log, by rules of thumb, one line each."""
+    return [symptom.text for symptom in diagnose(records, vocab_size)]
 
 
 def facts(history: History, size: str) -> list[str]:

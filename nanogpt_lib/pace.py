@@ -12,10 +12,10 @@ import statistics
 import numpy as np
 
 from nanogpt_lib.config import INTERVALS, TIMED_STEPS, TrainConfig
-from nanogpt_lib.distributed import all_reduce_sum
 from nanogpt_lib.presets import EXPECTED
 from nanogpt_lib.run import Run, write_settings
 from nanogpt_lib.support.errors import UserError
+from nanogpt_lib.support.processes import on_every_rank
 
 UNTIMED = 3  # of the TIMED_STEPS: they allocate memory and choose kernels
 
@@ -30,9 +30,8 @@ class Pace:
     def __init__(self, run: Run):
         self.run, self.seconds = run, []
         config = run.config
-        given = "step_seconds" in config.flags
         spent = run.progress.elapsed / 60
-        run.undecided = config.minutes > 0 and (given or not config.step_seconds)
+        run.undecided = config.length_is_open
         if run.undecided and spent >= config.minutes:
             done = f"this run has trained for {spent:.1f} minutes already"
             raise UserError(f"--minutes {config.minutes:g}: {done}")
@@ -53,10 +52,9 @@ class Pace:
     def decide(self, seconds: float) -> None:
         """Set what --minutes leaves open from the time of a step on the slowest rank."""
         run, world, config = self.run, self.run.world, self.run.config
-        each = [seconds * (rank == world.rank) for rank in range(world.size)]
-        elapsed = run.progress.elapsed * world.is_main  # all ranks go by the first one's clock
-        *each, elapsed = all_reduce_sum([*each, elapsed], world, run.device)
-        set_length(config, run.step, elapsed, max(each))
+        each = on_every_rank(lambda: (seconds, run.progress.elapsed), world)
+        elapsed = each[0][1]  # all ranks go by the first one's clock
+        set_length(config, run.step, elapsed, max(own for own, _ in each))
         run.undecided = False
         if run.log:
             write_settings(run)

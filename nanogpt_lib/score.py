@@ -19,7 +19,6 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
     wait_briefly()  # before torch
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -30,7 +29,7 @@ from nanogpt_lib.load import load_model
 from nanogpt_lib.model_card import standard_error
 from nanogpt_lib.scoring import require_gpt2_tokens, score_items
 from nanogpt_lib.support.cli import OneLineParser, run_program
-from nanogpt_lib.support.files import write_atomically
+from nanogpt_lib.support.files import write_json
 from nanogpt_lib.support.memory import keep_freed_memory
 
 MEANING = {
@@ -96,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         about = {"items": len(items), "own": sum(item.own for item in items)}
         kept = {name: scores[name] for name in MEANING} | about | {"dtype": str(dtype)[6:]}
-        write_atomically(args.json, (json.dumps(kept) + "\n").encode("utf-8"))
+        write_json(args.json, kept)
 
 
 if __name__ == "__main__":

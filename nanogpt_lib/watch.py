@@ -22,9 +22,7 @@ def judge(run: Run, val_loss: float) -> None:
     found = diagnose(records, vocab_size, settings) if step else []
     for symptom in found:
         if symptom.kind not in run.symptoms:
-            word = "note" if symptom.past else "symptom"
-            advice = f"; {symptom.advice}" if symptom.advice else ""
-            run.say(f"step {step:5d} | {word}: {symptom.text}{advice}")
+            run.say(f"step {step:5d} | {symptom.line()}")
     run.symptoms |= {symptom.kind for symptom in found}
     normal = band(step * config.total_batch_size) if step else None
     if normal and not why_not_comparable(settings, vocab_size):

@@ -8,7 +8,8 @@ import pytest
 from test_logbook import healthy
 
 from conftest import ROOT
-from nanogpt_lib.diagnosis import RULES, diagnose, symptoms
+from nanogpt_lib.diagnosis import RULES, diagnose
+from nanogpt_lib.doctor import symptoms
 from nanogpt_lib.published import (
     EARLY_LOSS,
     NORMAL_LOSS,

@@ -69,12 +69,6 @@ class Flight:
         """Bytes of a step with so many rows, sharded over so many ranks, by the formula."""
         return training_bytes(self.model, rows, self.dtype, self.optimizer_bytes, ranks)
 
-    @property
-    def undecided(self) -> bool:
-        """Whether --minutes has still to set the number of steps; see pace.py."""
-        config = self.config
-        return config.minutes > 0 and ("step_seconds" in config.flags or not config.step_seconds)
-
 
 # --- building, and letting go -------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ def built_alone(flight: Flight, config: TrainConfig) -> dict | None:
         if not is_out_of_memory(error):
             raise
         seconds = None
-    if flight.run and flight.run.step >= config.max_steps and not flight.undecided:
+    if flight.run and flight.run.step >= config.max_steps and not flight.config.length_is_open:
         raise UserError(f"{flight.config.out} has its {config.max_steps} steps: nothing is left")
     if seconds is None:  # outside the handler, which keeps the frames and their tensors
         let_go(flight)
@@ -157,8 +157,8 @@ def take_both(flight: Flight) -> dict:
     """Losses and norms of five updates alone and together; of fewer tokens if steps are slow."""
     size = flight.world.size
     _, micro_steps = micro_batch(flight.config, size)
-    in_time = int(SECONDS / (STEPS * size * flight.seconds["micro"]))
-    micro_steps = min(micro_steps, max(1, in_time))
+    affordable = int(SECONDS / (STEPS * size * flight.seconds["micro"]))
+    micro_steps = min(micro_steps, max(1, affordable))
     taken = take(flight, flight.run, STEPS, micro_steps * size)
     if size == 1:
         return {"alone": taken, "together": taken, "state": {}}

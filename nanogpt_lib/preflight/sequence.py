@@ -88,7 +88,7 @@ def before_a_model(flight: Flight, notes: list[str], stack: contextlib.ExitStack
     check("same", partial(fingerprints, config), lambda ours: sameness_line(ours, datasets))
     if not found:
         return False
-    if not flight.undecided:
+    if not flight.config.length_is_open:
         check("tokens", partial(tokens_line, config, found[0]["tokens"][0]))
     flight.meta = found[0]["meta"]
     if not check("model", partial(plan_model, flight)):

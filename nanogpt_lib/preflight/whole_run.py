@@ -50,7 +50,7 @@ def whole_updates(flight: Flight) -> str:
     take(flight, flight.run, count, many)
     seconds = (perf_counter() - start) / count * micro_steps / many
     flight.seconds["step"] = seconds
-    if flight.undecided:
+    if flight.config.length_is_open:
         pace = flight.config.step_seconds or seconds
         set_length(flight.config, flight.first_step, flight.run.progress.elapsed, pace)
     fast = flight.loop.speed(flight.run, seconds)
