@@ -250,7 +250,10 @@ def test_muon_equals_pytorchs_up_to_bfloat16():
 
 
 def matrix_with_known_singular_values(rows, columns, spread, scale, seed):
-    """G = left · diag(sigma) · rightᵀ in float32 times 10^scale, and its three parts in float64."""
+    """G = left · diag(sigma) · rightᵀ in float32 times 10^scale, and its three parts in float64.
+
+    The largest singular value is one: what is added to a norm against 0 / 0 shall not show.
+    """
     generator = torch.Generator().manual_seed(seed)
     count = min(rows, columns)
     left, right = (
@@ -258,6 +261,7 @@ def matrix_with_known_singular_values(rows, columns, spread, scale, seed):
         for n in (rows, columns)
     )
     sigma = torch.exp(-spread * torch.rand(count, generator=generator, dtype=torch.float64))
+    sigma /= sigma.max()
     return (left * sigma @ right.mT * 10**scale).float(), left, sigma, right
 
 
@@ -274,7 +278,7 @@ PROMISES = {
     rows=st.integers(1, 12),
     columns=st.integers(1, 12),
     spread=st.floats(0, 12),
-    scale=st.floats(-6, 6),
+    scale=st.floats(-3, 6),
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=60, deadline=None)

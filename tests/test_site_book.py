@@ -239,11 +239,14 @@ def test_code_is_never_cut(browser, home):  # noqa: F811
 
 def test_search_finds_residual(browser, home):  # noqa: F811
     open_page(browser, f"{home}/search.html?q=residual")
-    found = browser.value(
-        "for (let i = 0; i < 100; i++) {"
-        " const links = [...document.querySelectorAll('#search-results li a')];"
-        " if (links.length > 1) return links.map(a => a.getAttribute('href'));"
-        " await new Promise(r => setTimeout(r, 100)); } return []"
+    found = browser.value(  # results are shown one by one
+        "let links = [];"
+        "for (let i = 0; i < 200; i++) {"
+        " links = [...document.querySelectorAll('#search-results li a')]"
+        "  .map(a => a.getAttribute('href'));"
+        " if (['02_module', 'glossary'].every(page => links.some(link => link.includes(page))))"
+        "  break;"
+        " await new Promise(r => setTimeout(r, 100)); } return links"
     )
     assert any("02_module" in link for link in found), found
     assert any("glossary" in link for link in found), found

@@ -18,7 +18,7 @@ from nanogpt_lib.run import Run
 from nanogpt_lib.support.checks import Note
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.memory import is_out_of_memory, rows_to_try
-from nanogpt_lib.support.processes import World
+from nanogpt_lib.support.processes import World, on_every_rank
 
 STEPS = 5  # updates in which W processes are compared with one
 SECONDS = 20  # for these, and for timing whole updates: with slow steps fewer micro-steps are done
@@ -27,6 +27,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-3, torch.float16: 2e-3}
 # a rank's micro-step, relative to the median: worth a look, and a reason to stop; other programs
 # may be using a CPU
 SLOW, TOO_SLOW, TOO_SLOW_ON_CPU = 1.15, 1.5, 3.0
+AGAIN = 3  # times a rank that seems too slow is timed once more
 
 
 # --- one process: compilation, memory, speed of each rank ---------------------------------------
@@ -58,6 +59,11 @@ def one_process(flight: Flight) -> bool:
         return False
     seconds = [ours["micro"] for ours in found]
     limit = TOO_SLOW_ON_CPU if flight.device.type == "cpu" else TOO_SLOW
+    for _ in range(AGAIN):  # a core may have been another program's at that moment
+        if max(seconds) <= limit * statistics.median_low(seconds):
+            break
+        once_more = partial(micro_seconds, flight.run, flight.optimizer_bytes)
+        seconds = [*map(min, seconds, on_every_rank(once_more, flight.world))]
     layers = flight.config.n_layer / flight.run.config.n_layer  # 1, if the model was not too large
     flight.seconds["micro"] = layers * max(seconds)
     return bool(flight.checks("ranks", lambda: seconds, lambda _: ranks_line(seconds, limit)))
