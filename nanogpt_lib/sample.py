@@ -105,7 +105,8 @@ def choose_precision(args: Namespace, device: torch.device) -> torch.dtype:
     if args.dtype not in ("auto", "float32"):
         raise UserError(f"--weights {args.weights} computes in float32; leave out --dtype")
     if works(args.weights):
-        say_on_stderr(f"weights rounded to {args.weights}: {COST[args.weights]} (see README)")
+        cost = f"{COST[args.weights]} (see tests/benchmarks/README.md)"
+        say_on_stderr(f"weights rounded to {args.weights}: {cost}")
     return torch.float32
 
 

@@ -1,11 +1,14 @@
-"""README's commands, extracted from its text, and which of them cannot be run by the tests."""
+"""README's commands and those of its pages, and which of them cannot be run by the tests."""
 
 import re
 import shlex
 
 from conftest import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    ROOT / folder / "README.md" for folder in ("", "nanogpt_lib", "data", "tests/benchmarks")
+]  # README, the programs, the data, the results
+README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 STARTS = "python python3 py torchrun pytest make pip nbdiff lm_eval conda git srun"
 OTHERS = {  # what nobody can run here, and why
     r"git (clone|diff).*": "git's own; clone needs the network",
@@ -18,13 +21,13 @@ OTHERS = {  # what nobody can run here, and why
 
 
 def blocks(language: str = "") -> list[str]:
-    """The fenced blocks of README in a language ('' for none)."""
+    """Their fenced blocks in a language ('' for none)."""
     found = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
     return [text for name, text in found if name == language]
 
 
 def commands() -> list[str]:
-    """Every command of README, one line each, without the environment's folder and comments."""
+    """Every command, one line each, without the environment's folder and comments."""
     lines = "\n".join(blocks()).replace("\\\n", " ").split("\n")
     outside = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
     lines += re.findall(r"(?<!`)`([^`\n]+)`(?!`)", outside)

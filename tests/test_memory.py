@@ -10,6 +10,7 @@ import types
 
 import pytest
 import torch
+from readme import README
 
 from conftest import ROOT, TINY, peak_bytes
 from nanogpt_lib import run as run_module
@@ -193,9 +194,7 @@ def test_a_run_that_does_not_fit_says_in_one_line_which_micro_batch_to_try(tiny_
 
 
 def test_readmes_table_holds_what_each_preset_keeps_with_its_own_optimizer():
-    table = re.findall(
-        r"^\| `([\w-]+)` \|.*\| ([\d.]+) GB \|$", (ROOT / "README.md").read_text("utf-8"), re.M
-    )
+    table = re.findall(r"^\| `([\w-]+)` \|.*\| ([\d.]+) GB \|$", README, re.M)
     assert {name for name, _ in table} >= {"quickstart", "gpt2-124m", "gpt2-1558m"}
     for name, gigabytes in table:
         config = TrainConfig(**PRESETS[name])

@@ -8,12 +8,12 @@ import tomllib
 
 import pytest
 import yaml
+from readme import PAGES, README
 
 from conftest import ROOT
 from nanogpt_lib.support.threads import SPINS
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 INSTALLED = ("course", "dev", "site")  # by make and conda; the other extras are for who wants them
 
@@ -49,9 +49,12 @@ def test_make_and_readme_name_the_same_commands():
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)", README))))
-def test_links_in_the_readme_lead_somewhere(link):
-    assert (ROOT / link).exists()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_links_in_the_readme_lead_somewhere(page):
+    links = re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert links
+    for link in links:
+        assert (page.parent / link).exists(), link
 
 
 def test_the_readme_lists_every_preset_and_chapter():

@@ -37,6 +37,14 @@ def deeper_files(root: Path) -> list[Path]:
     return sorted((root / "notebooks" / "deeper").glob("*.ipynb"))
 
 
+def text_files(root: Path) -> list[Path]:
+    """The book's reference, in its order: notes beside the notebooks, README's other pages."""
+    folders = [root / name for name in ("nanogpt_lib", "data", "tests/benchmarks")]
+    pages = [folder / "README.md" for folder in folders]
+    notes = sorted((root / "notebooks").glob("*.md"), reverse=True)
+    return [*notes, *(page for page in pages if page.exists())]
+
+
 def addresses(root: Path) -> dict[str, str]:
     """[tool.nanogpt.site] of pyproject.toml: where the project is hosted; empty where nowhere."""
     path = root / "pyproject.toml"
@@ -69,7 +77,7 @@ def parts_of(root: Path) -> dict[str, list[Path]]:
 
 def make_book(root: Path) -> Book:
     """What there is to link to."""
-    files = [*chapter_files(root), *deeper_files(root), *(root / "notebooks").glob("*.md")]
+    files = [*chapter_files(root), *deeper_files(root), *text_files(root)]
     site = addresses(root)
     address, branch = site.get("repository"), site.get("branch") or "main"
     blob = f"{address}/blob/{branch}" if address else ""
@@ -95,8 +103,8 @@ def front_page(root: Path, alive: bool) -> str:
         tables.append(f"## {title}\n\n{table}")
         entries = "\n".join(f.relative_to(root).with_suffix("").as_posix() for f in files)
         trees.append(f"```{{toctree}}\n:hidden:\n:caption: {title}\n\n{entries}\n```")
-    more = [f"notebooks/{f.stem}" for f in sorted((root / "notebooks").glob("*.md"))]
-    entries = "\n".join([*reversed(more), "library/index"])
+    more = [f.relative_to(root).with_suffix("").as_posix() for f in text_files(root)]
+    entries = "\n".join([*more, "library/index"])
     trees.append(f"```{{toctree}}\n:hidden:\n:caption: Reference\n\n{entries}\n```")
     page = text.replace("{{model}}", frame).replace("{{chapters}}", "\n\n".join(tables))
     return page.rstrip() + "\n\n" + "\n\n".join(trees) + "\n"
@@ -123,12 +131,12 @@ def write_notebooks(root: Path, out: Path, book: Book) -> dict[str, dict[str, st
 def write_texts(root: Path, out: Path, book: Book) -> None:
     """Write the glossary and the other texts beside the notebooks."""
     numbers = {f.name[:2]: f.name for f in chapter_files(root)}
-    for file in (root / "notebooks").glob("*.md"):
-        text = file.read_text(encoding="utf-8")
+    for file in text_files(root):
+        path, text = file.relative_to(root).as_posix(), file.read_text(encoding="utf-8")
         if file.name == "glossary.md":
             write(out / "glossary-terms.txt", text)
             text = glossary_page(text, numbers)
-        write(out / "notebooks" / file.name, prose(text, f"notebooks/{file.name}", book))
+        write(out / path, prose(text, path, book))
 
 
 def write_library(root: Path, out: Path, bound: dict[str, dict[str, str]], book: Book) -> None:
