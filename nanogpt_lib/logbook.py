@@ -46,7 +46,8 @@ def plot_run(records: list[dict], references: bool = False, size: str = "124M"):
     """
     from matplotlib.figure import Figure
 
-    panels = 2 if series(records, "hellaswag")[0] else 1
+    at, scores = series(records, "hellaswag")
+    panels = 2 if scores else 1
     figure = Figure(figsize=(6.4 * panels, 4.0), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     steps, losses = series(records, "train_loss")
@@ -55,9 +56,10 @@ def plot_run(records: list[dict], references: bool = False, size: str = "124M"):
     axes[0].plot(*series(records, "val_loss"), "o-", color="tab:orange", ms=3, label="validation")
     axes[0].set(xlabel="step", ylabel="loss (nats per token)")
     if panels == 2:
-        axes[1].plot(*series(records, "hellaswag"), "o-", color="tab:green", ms=3, label="this run")
+        axes[1].plot(at, scores, "o-", color="tab:green", ms=3, label="this run")
         axes[1].axhline(0.25, color="gray", ls=":", label="guessing: 0.25")
         axes[1].set(xlabel="step", ylabel="HellaSwag accuracy (per token)")
+        axes[1].set_ylim(0.2, max(0.35, *scores) + 0.01)  # noise shall not fill the panel
     for axis, name in zip(axes, ("val_loss", "hellaswag"), strict=False):
         if references:
             draw_references(axis, size, name)
