@@ -54,6 +54,18 @@ def median_seconds(
     return statistics.median(seconds[warmup:])
 
 
+def allow_tf32() -> None:
+    """Let fp32 matrix products use TF32 tensor cores: 10-bit mantissas in, fp32 sums out."""
+    torch.set_float32_matmul_precision("high")
+
+
+def autocast(device: torch.device, dtype: torch.dtype):
+    """A context in which matrix products run in dtype; weights and sums stay fp32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device_type=device.type, dtype=dtype)
+
+
 def choose_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
     """The dtype of the matrix products: bf16 where the hardware supports it, else fp16 on CUDA
     (with a gradient scaler), else fp32. Raises UserError for one the device does not support."""
@@ -75,18 +87,6 @@ def choose_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
     if wanted == "float16" and device.type == "cpu":
         raise UserError("--dtype float16: not for training on a CPU; use bfloat16 or float32")
     return getattr(torch, wanted)
-
-
-def allow_tf32() -> None:
-    """Let fp32 matrix products use TF32 tensor cores: 10-bit mantissas in, fp32 sums out."""
-    torch.set_float32_matmul_precision("high")
-
-
-def autocast(device: torch.device, dtype: torch.dtype):
-    """A context in which matrix products run in dtype; weights and sums stay fp32."""
-    if dtype == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(device_type=device.type, dtype=dtype)
 
 
 def compile_model(model: nn.Module, wanted: str, device: torch.device, x, y, dtype, mode=None):
