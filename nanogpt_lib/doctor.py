@@ -30,7 +30,6 @@ import numpy as np
 from nanogpt_lib.diagnosis import History, Symptom, diagnose
 from nanogpt_lib.logbook import HELLASWAG_GPT2, series
 from nanogpt_lib.picture import draw_page, draw_text
-from nanogpt_lib.published import NORMAL_LOSS as NORMAL_LOSS  # for chapter 10
 from nanogpt_lib.published import normal_loss, verdict, why_not_comparable
 from nanogpt_lib.support.cli import OneLineParser, run_program
 from nanogpt_lib.support.console_logs import read_any_log

@@ -22,8 +22,8 @@ def newton_schulz(G: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5)
 
     Newton–Schulz: X ← aX + (bXXᵀ + c(XXᵀ)²)X acts only on the singular values and needs only
     products, computed in `dtype`. In float32, five steps bring every singular value σ with
-    σ/‖G‖ ≥ 0.002 (Frobenius norm) to between 0.68 and 1.20. Smaller ones are multiplied by at most
-    a⁵ ≈ 485 and stay small.
+    σ/‖G‖ ≥ 0.002 (Frobenius norm, plus 1e-7) to between 0.68 and 1.20. Smaller ones are multiplied
+    by at most a⁵ ≈ 485 and stay small.
     """
     a, b, c = QUINTIC
     tall = G.size(-2) > G.size(-1)

@@ -5,7 +5,6 @@ launch one rank dies.
 """
 
 import contextlib
-import inspect
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import ROOT, peak_bytes
+from conftest import ROOT
 from nanogpt_lib.distributed import all_reduce_sum, sync_gradients, wrap_ddp
 from nanogpt_lib.load import load_model
 from nanogpt_lib.model import GPT, GPTConfig
@@ -50,6 +49,7 @@ from nanogpt_lib.sampling import generate
 from nanogpt_lib.shards import TokenStream
 from nanogpt_lib.start import load_shares
 from nanogpt_lib.support.errors import UserError
+from nanogpt_course.measuring import peak_bytes
 from nanogpt_lib.support.evaluating import join_evaluation
 from nanogpt_lib.support.initialising import sharded_model_of_seed
 from nanogpt_lib.support.lock_step import layer_by_layer
@@ -101,9 +101,7 @@ def adam(wrapped, model, rows, scaler, limit=0.5):
         scaler.update()
         optimizer.zero_grad()
     return torch.tensor(saw), optimizer
-
-
-""" + inspect.getsource(peak_bytes)
+"""
 
 PROGRAM = (
     SETUP

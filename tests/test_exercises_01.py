@@ -8,17 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import said
 from nanogpt_course.checks.chapter_01 import check_01_1, check_01_2, check_01_3, check_01_4
-
-
-def said(capsys, check, answer) -> str:
-    """Run a check; its text, which must begin with the verdict it returns."""
-    right = check(answer)
-    text = capsys.readouterr().out
-    assert text.startswith("Right." if right else ("Not yet:", "Nothing to check"))
-    assert "Traceback" not in text
-    return text
-
 
 COUNT = 125_226_240
 

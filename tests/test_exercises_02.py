@@ -6,17 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from conftest import said
 from nanogpt_course.checks.chapter_02 import check_02_1, check_02_2, check_02_3, check_02_4
 from nanogpt_lib.model import attention_by_hand
-
-
-def said(capsys, check, answer) -> str:
-    """Run a check; its text, which must begin with the verdict it returns."""
-    right = check(answer)
-    text = capsys.readouterr().out
-    assert text.startswith("Right." if right else ("Not yet:", "Nothing to check"))
-    assert "Traceback" not in text
-    return text
 
 
 @pytest.mark.parametrize("answer", [4608, 4608.0, np.int64(4608), torch.tensor(4608)])

@@ -7,17 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from conftest import said
 from nanogpt_course.checks.chapter_05 import check_05_1, check_05_2, check_05_3, check_05_4
-
-
-def said(capsys, check, answer) -> str:
-    """Run a check; its text, which must begin with the verdict it returns."""
-    right = check(answer)
-    text = capsys.readouterr().out
-    assert text.startswith("Right." if right else ("Not yet:", "Nothing to check"))
-    assert "Traceback" not in text
-    return text
-
 
 MANTISSA = {"fp32": 23, "TF32": 10, "fp16": 10, "bf16": 7}
 STEPS = {name: (2.0**-M, 2.0 ** (9 - M)) for name, M in MANTISSA.items()}

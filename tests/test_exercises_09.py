@@ -6,17 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import said
 from nanogpt_course.checks.chapter_09 import check_09_1, check_09_2, check_09_3, check_09_4, tree
-
-
-def said(capsys, check, answer) -> str:
-    """Run a check; its text, which must begin with the verdict it returns."""
-    right = check(answer)
-    text = capsys.readouterr().out
-    assert text.startswith("Right." if right else ("Not yet:", "Nothing to check"))
-    assert "Traceback" not in text
-    return text
-
 
 FOUR, TWO = 5_242_880, 1_310_720
 

@@ -4,17 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import said
 from nanogpt_course.checks.chapter_10 import check_10_1, check_10_2, check_10_3, check_10_4, joined
-
-
-def said(capsys, check, answer) -> str:
-    """Run a check; its text, which must begin with the verdict it returns."""
-    right = check(answer)
-    text = capsys.readouterr().out
-    assert text.startswith("Right." if right else ("Not yet:", "Nothing to check"))
-    assert "Traceback" not in text
-    return text
-
 
 STEPS = 76_293
 

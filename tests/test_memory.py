@@ -12,7 +12,8 @@ import pytest
 import torch
 from readme import README
 
-from conftest import ROOT, TINY, peak_bytes
+from conftest import ROOT, TINY
+from nanogpt_course.measuring import peak_bytes
 from nanogpt_lib import run as run_module
 from nanogpt_lib import train
 from nanogpt_lib.choices import OPTIMIZERS, model_config, state_bytes

@@ -32,8 +32,8 @@ def interleaved(
     return seconds
 
 
-def peak_megabytes(function: Callable[[], object]) -> float:
-    """The most memory a call holds at one time on the CPU, beyond what was there before, in MB."""
+def peak_bytes(function: Callable[[], object]) -> int:
+    """The most memory a call holds at one time on the CPU, beyond what was there before."""
     with torch.profiler.profile(profile_memory=True) as profile:
         function()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -41,4 +41,9 @@ def peak_megabytes(function: Callable[[], object]) -> float:
     for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()
         most = max(most, held)
-    return most / 1e6
+    return most
+
+
+def peak_megabytes(function: Callable[[], object]) -> float:
+    """`peak_bytes` in MB."""
+    return peak_bytes(function) / 1e6
