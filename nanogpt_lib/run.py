@@ -286,7 +286,7 @@ def save(run: Run) -> None:
 
 
 def memory_advice(config: TrainConfig, vocab_size: int, world: World, device) -> str:
-    """What to try after running out of memory, by the formula of chapter 05."""
+    """What to try after running out of memory, by the formula of support/memory.py."""
     with torch.device("meta"):
         model = MODELS[config.model](model_config(config, vocab_size))
     dtype, (rows, micro_steps) = choose_dtype(device, config.dtype), micro_batch(config, world.size)
