@@ -86,11 +86,13 @@ def test_every_request_to_end_finishes_the_step_saves_and_ends_with_the_customar
     """A dropped ssh connection, Slurm's warning, a scheduler, Ctrl-C."""
     numbers = (signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
     outs = {number: tmp_path / number.name for number in numbers}
-    runs = {}
+    runs, how = {}, {"stdout": subprocess.PIPE, "text": True}
+    # a suite that was started by nohup would hand on that SIGHUP is ignored
+    how["preexec_fn"] = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for number, out in outs.items():
         line = flags(tiny_data, out, "--max-steps", 1_000_000, "--save-every", 0, "--eval-every", 0)
         command = [sys.executable, ROOT / "nanogpt_lib/train.py", *line]
-        runs[number] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        runs[number] = subprocess.Popen(command, **how)
     try:
         for number, run in runs.items():
             log = outs[number] / "log.jsonl"
