@@ -1,5 +1,6 @@
 """The recorded model: small, trained, and the same for every chapter that looks into it."""
 
+import json
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from conftest import ROOT
+from nanogpt_lib.hellaswag import ending_losses, parse_item
 from nanogpt_lib.load import RECORDED, recorded_model
 from nanogpt_lib.model import count_parameters
 
@@ -60,3 +62,35 @@ def test_sample_takes_it_and_it_is_not_written_over():
     command = [sys.executable, ROOT / "tools/record_model.py", "runs/recorded"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and "must not change" in done.stderr
+
+
+def test_the_recorded_answers_on_hellaswag_are_whole():
+    """Chapter 09 computes scores from them: 2,000 items, four losses and lengths each, no text."""
+    path = ROOT / "notebooks/recorded/hellaswag.json"
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    assert len(recorded["items"]) == 2000 and path.stat().st_size < 200_000
+    for item in recorded["items"]:
+        assert set(item) == {"label", "characters", "losses"} and item["label"] in range(4)
+        assert len(item["characters"]) == len(item["losses"]) == 4
+        per_character = [a / b for a, b in zip(item["losses"], item["characters"], strict=True)]
+        assert all(0.1 < value < 15 for value in per_character)
+    labels = [item["label"] for item in recorded["items"]]
+    assert all(400 < labels.count(ending) < 600 for ending in range(4))
+
+
+def test_answers_are_recorded_as_the_plain_loop_gives_them(tmp_path, recorded):
+    """Losses equal `hellaswag.ending_losses` over characters; our own items are refused."""
+    own = (ROOT / "data/hellaswag_own.jsonl").read_text(encoding="utf-8").splitlines()[:3]
+    data, out = tmp_path / "val.jsonl", tmp_path / "out.json"
+    tool = [sys.executable, "tools/record_hellaswag.py", "--data", data, "--out", out]
+    data.write_text("\n".join(own), encoding="utf-8")
+    refused = subprocess.run(tool, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 1 and "HellaSwag's are needed" in refused.stderr
+    assert "Traceback" not in refused.stderr and not out.exists()
+    data.write_text("\n".join(own).replace("own~", "wikihow~"), encoding="utf-8")
+    subprocess.run(tool, cwd=ROOT, check=True, capture_output=True)
+    model, tokenizer = recorded
+    with torch.no_grad():
+        plain = [ending_losses(model, parse_item(line, tokenizer)).tolist() for line in own]
+    for item, losses in zip(json.loads(out.read_text())["items"], plain, strict=True):
+        assert item["losses"] == pytest.approx(losses, abs=0.01)
