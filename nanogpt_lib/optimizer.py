@@ -25,6 +25,12 @@ def learning_rate_at(
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * progress)) * (max_lr - min_lr)
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set every group's learning rate to `lr`, times the group's lr_factor if it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_factor", 1.0)
+
+
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two parameter groups: matrices (decayed), and biases and norms (not decayed).
 
@@ -51,9 +57,3 @@ def make_optimizer(
     """
     groups = decay_groups(model, weight_decay)
     return AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8, fused=True)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set every group's learning rate to `lr`, times the group's lr_factor if it has one."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_factor", 1.0)
