@@ -89,20 +89,25 @@ def choose_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
     return getattr(torch, wanted)
 
 
-def compile_model(model: nn.Module, wanted: str, device: torch.device, x, y, dtype, mode=None):
+def compile_model(
+    model: nn.Module, wanted: str, device: torch.device, x, y, dtype, mode=None, wrap=None
+):
     """Compile for training and try one micro-batch (x, y); return (callable, what was done).
 
     `auto` compiles on CUDA only. If compilation fails (no C++ compiler, Windows, an old GPU), the
     plain model is returned with the reason. The model itself is unchanged: sampling, evaluation and
     checkpoints use it, with the same weights and without recompilation. `mode` is torch.compile's.
+    `wrap` is put around the compiled model before the trial, which then averages no gradients.
     """
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
         return model, "not compiled"
     try:
         compiled = torch.compile(model, mode=mode)
-        with autocast(device, dtype):
-            _, loss = compiled(x, y)
-        loss.backward()
+        compiled = wrap(compiled) if wrap else compiled
+        with getattr(compiled, "no_sync", contextlib.nullcontext)():
+            with autocast(device, dtype):
+                _, loss = compiled(x, y)
+            loss.backward()
         result = compiled, "compiled"
     except Exception as error:
         if is_out_of_memory(error):  # the plain model would need more

@@ -12,7 +12,6 @@ from nanogpt_lib.checkpoint import load_optimizer, save_checkpoint
 from nanogpt_lib.choices import MODELS, OPTIMIZERS, Optimizers, model_config, state_bytes
 from nanogpt_lib.config import TrainConfig, as_dict, micro_batch
 from nanogpt_lib.device import allow_tf32, choose_dtype
-from nanogpt_lib.distributed import wrap_ddp
 from nanogpt_lib.hellaswag import Item, read_items
 from nanogpt_lib.loader import TokenLoader
 from nanogpt_lib.logbook import series
@@ -207,8 +206,7 @@ def make_trainable(run: Run) -> None:
     run.optimizer = OPTIMIZERS[config.optimizer](run.raw, config, run.dtype)
     run.scaler = torch.amp.GradScaler(device.type, enabled=run.dtype == torch.float16)
     x = torch.zeros(run.rows, config.block_size, dtype=torch.long, device=device)
-    model, run.compiled = compile_for_training(run.raw, config, device, x, run.dtype)
-    run.model = wrap_ddp(model, world, device) if config.parallel == "ddp" else model
+    run.model, run.compiled = compile_for_training(run.raw, config, device, x, run.dtype, world)
 
 
 def describe_data(meta: dict) -> str:

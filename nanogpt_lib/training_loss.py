@@ -15,7 +15,9 @@ from torch.nn import functional as F
 
 from nanogpt_lib.config import TrainConfig
 from nanogpt_lib.device import compile_model
+from nanogpt_lib.distributed import all_reduce_sum, wrap_ddp
 from nanogpt_lib.model import GPT
+from nanogpt_lib.support.processes import World
 
 
 class TrainingLoss(nn.Module):
@@ -57,12 +59,26 @@ def training_form(gpt: nn.Module, device: torch.device, parallel: str) -> nn.Mod
 
 
 def compile_for_training(
-    gpt: nn.Module, config: TrainConfig, device: torch.device, x: Tensor, dtype: torch.dtype
+    gpt: nn.Module,
+    config: TrainConfig,
+    device: torch.device,
+    x: Tensor,
+    dtype: torch.dtype,
+    world: World = World(),  # noqa: B008 (frozen)
 ) -> tuple[nn.Module, str]:
-    """`compile_model` of the model's training form; x (B, T) is a micro-batch to try.
+    """Compile the model's training form and wrap it in DDP; x (B, T) is a micro-batch to try.
 
-    If nothing is compiled, the model itself is returned: the other form would need more memory.
+    DDP is put around it before the first call: only then does torch.compile cut the backward pass
+    where DDP's buckets end, so that they travel while it computes. Every rank must call this. If
+    any rank cannot compile, all train the model itself: the other form would need more memory.
     """
+
+    def wrap(model: nn.Module) -> nn.Module:
+        return wrap_ddp(model, world, device) if config.parallel == "ddp" else model
+
     form = training_form(gpt, device, config.parallel)
-    model, done = compile_model(form, config.compile, device, x, x, dtype)
-    return (model if done == "compiled" else gpt), done
+    model, done = compile_model(form, config.compile, device, x, x, dtype, wrap=wrap)
+    (compiled,) = all_reduce_sum([float(done == "compiled")], world, device)
+    if compiled == world.size:
+        return model, done
+    return wrap(gpt), "not compiled (another rank cannot)" if done == "compiled" else done

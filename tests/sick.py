@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import torch
 
-from nanogpt_lib import run, train
+from nanogpt_lib import run, train, training_loss
 from nanogpt_lib.arguments import parse_config
 from nanogpt_lib.loader import TokenLoader
 from nanogpt_lib.preflight import flight, machine, processes, whole_run
@@ -64,7 +64,7 @@ def bad_evaluation(this):
 
 
 ON_ALL = {  # what all ranks have wrong together
-    "not averaged": [(run, "wrap_ddp", lambda model, *where: model)],
+    "not averaged": [(training_loss, "wrap_ddp", lambda model, *where: model)],
     "stuck": [(whole_run, "save", stuck_save)],
 }
 ON_ONE = {  # what only the last one has wrong

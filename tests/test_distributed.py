@@ -35,6 +35,7 @@ from nanogpt_lib.support.sharding import give_memory, shard_fsdp, without_weight
 SETUP = """
 import contextlib
 import sys
+from functools import partial
 import torch
 import torch.distributed as dist
 from nanogpt_lib.config import TrainConfig
@@ -56,6 +57,7 @@ from nanogpt_lib.support.lock_step import layer_by_layer
 from nanogpt_lib.support.memory import training_bytes
 from nanogpt_lib.support.processes import process_group, read_world, wait_for_all
 from nanogpt_lib.support.sharding import *
+from nanogpt_lib.training_loss import compile_for_training
 
 CPU = torch.device("cpu")
 
@@ -132,6 +134,25 @@ with process_group(world, CPU):
                 loss.backward()
             calls.append("end")
         saw[name] = [str(c) for c in calls], gradient(model)
+
+    compile_, how = torch.compile, TrainConfig(compile="on")
+    for name, broken in (("compiled", False), ("not compiled", world.rank == 1)):
+
+        def backend(graph, inputs):
+            raise RuntimeError("no compiler here")
+
+        torch.compile = partial(compile_, backend=backend if broken else "aot_eager")
+        torch._dynamo.reset()
+        torch.manual_seed(0)  # 0.8M parameters: more than a first bucket of 1 MB
+        gpt = GPT(GPTConfig(block_size=8, vocab_size=16, n_layer=4, n_head=2, n_embd=128))
+        _, x, y = model_and_rows()
+        before = torch._dynamo.utils.counters["aot_autograd"]["ok"]
+        wrapped, done = compile_for_training(gpt, how, CPU, x[mine], torch.float32, world)
+        pieces = torch._dynamo.utils.counters["aot_autograd"]["ok"] - before
+        empty = all(p.grad is None for p in gpt.parameters())
+        wrapped(x[mine], y[mine])[1].backward()
+        saw[name] = done, pieces, empty, gradient(gpt)
+    torch.compile = compile_
 
     model, _, _ = model_and_rows()
     loader = TokenLoader(TokenStream(data, "train"), 2, 8, rank=world.rank, world_size=2, seed=3)
@@ -320,6 +341,26 @@ def whole_gradient(reference):
 def test_torchrun_tells_each_process_who_it_is_and_the_cpu_takes_gloo(ranks):
     assert [saw["world"] for saw in ranks] == [[0, 0, 2, True], [1, 1, 2, False]]
     assert [saw["backend"] for saw in ranks] == ["gloo", "gloo"]
+
+
+def test_a_compiled_model_is_cut_where_buckets_end_so_that_they_can_travel(ranks, reference):
+    """Wrapped after its first call it would be one piece, and every bucket wait for the last."""
+    _, x, y = reference["model_and_rows"]()
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(block_size=8, vocab_size=16, n_layer=4, n_head=2, n_embd=128))
+    gpt(x, y)[1].backward()
+    for saw in ranks:
+        done, pieces, empty, gradient = saw["compiled"]
+        assert done == "compiled" and pieces >= 2 and empty  # the trial leaves no gradient
+        torch.testing.assert_close(gradient, reference["gradient"](gpt), atol=1e-6, rtol=0)
+
+
+def test_if_one_rank_cannot_compile_no_rank_does(ranks):
+    says = [saw["not compiled"][0] for saw in ranks]
+    assert says[0] == "not compiled (another rank cannot)"
+    assert says[1].startswith("not compiled (BackendCompilerFailed")
+    for saw in ranks:
+        torch.testing.assert_close(saw["not compiled"][3], saw["compiled"][3], atol=1e-6, rtol=0)
 
 
 def test_gradients_of_two_processes_equal_those_of_one(ranks, reference):

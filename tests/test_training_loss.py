@@ -77,7 +77,7 @@ def test_train_takes_it_on_a_gpu_unless_fsdp_must_see_the_model_itself():
 
 @pytest.mark.parametrize("works", [True, False])
 def test_if_nothing_is_compiled_the_model_itself_is_trained(works, monkeypatch):
-    def compiler(model, wanted, *rest):
+    def compiler(model, wanted, *rest, wrap):
         return model, "compiled" if works else "not compiled (no compiler)"
 
     monkeypatch.setattr("nanogpt_lib.training_loss.compile_model", compiler)

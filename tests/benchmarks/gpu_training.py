@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 from dataclasses import asdict, replace
+from functools import partial
 from time import monotonic
 
 import torch
@@ -256,9 +257,11 @@ def wrapped(plan: Plan, kind: str, mesh) -> dict:
     if kind == "fsdp":
         shard_blocks(raw, raw.transformer.h, mesh)
     batches = zipf_batches(3 + plan.sizes["steps"], rows, plan.shape.block_size, device)
-    model, compiled = compile_model(raw, plan.compile, device, *batches[0], dtype)
-    if kind == "ddp":
-        model = wrap_ddp(model, World(size=2), device)  # a size of 1 would not be wrapped
+    ddp = partial(wrap_ddp, world=World(size=2), device=device)  # a size of 1 would not be wrapped
+    wrap = ddp if kind == "ddp" else None
+    model, compiled = compile_model(raw, plan.compile, device, *batches[0], dtype, wrap=wrap)
+    if wrap and compiled != "compiled":
+        model = wrap(model)
     found, seconds = train(model, raw, adamw(raw), batches, device, dtype)
     fast = rate(seconds, rows * plan.shape.block_size, warmup=3)
     return {**fast, "losses": found, "memory_gb": peak_memory(device), "compiled": compiled}
