@@ -94,3 +94,17 @@ def test_answers_are_recorded_as_the_plain_loop_gives_them(tmp_path, recorded):
         plain = [ending_losses(model, parse_item(line, tokenizer)).tolist() for line in own]
     for item, losses in zip(json.loads(out.read_text())["items"], plain, strict=True):
         assert item["losses"] == pytest.approx(losses, abs=0.01)
+
+
+def test_the_recorded_pages_name_licence_and_source():
+    """Chapter 08's funnel: real pages under open licences, and some of our own, marked."""
+    path = ROOT / "notebooks/recorded/pages.jsonl"
+    pages = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(pages) == 38 and path.stat().st_size < 400_000
+    licences = {"PSF-2.0", "public domain", "PostgreSQL", "Apache-2.0", "CC0-1.0"}
+    for page in pages:
+        assert set(page) == {"url", "html", "licence", "source", "ours", "grade"}
+        assert page["licence"] in licences and page["source"] and page["grade"] in range(6)
+        assert page["ours"] == (".example/" in page["url"])  # an invented address
+        assert "<script" not in page["html"]
+    assert len({page["url"] for page in pages}) == 38 and sum(p["ours"] for p in pages) == 8
