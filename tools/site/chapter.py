@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cells as parts
-from exercises import exercise_cards, is_check
+from exercises import exercise_cards
 from library import library_imports
 from prose import link_times, relink, space_formulas, without_navigation
 from story import Exported
@@ -115,7 +115,7 @@ def code_cell(cell: dict, number: int, chapter: Chapter, book: Book, heading: st
     """The cells that a code cell of a notebook becomes on its page."""
     source = "".join(cell["source"])
     name = Path(chapter.path).name
-    if re.match(r"#\|\s*default_exp", source) or is_check(cell):
+    if re.match(r"#\|\s*default_exp", source):
         return []
     cell = {k: copy.deepcopy(v) for k, v in cell.items() if k != "id"}
     here = book.exported.get((name, number))

@@ -28,11 +28,6 @@ def split_exercises(cells: list[dict]) -> tuple[list[dict], dict[int, dict]]:
     return before, found
 
 
-def is_check(cell: dict) -> bool:
-    """Whether a cell only defines the check of an exercise."""
-    return "check" in cell["metadata"].get("tags", [])
-
-
 def as_markdown(cells: list[dict], outputs: bool) -> str:
     """Cells as one Markdown text; with `outputs`, what the code printed under it."""
     blocks = []
@@ -40,7 +35,7 @@ def as_markdown(cells: list[dict], outputs: bool) -> str:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             blocks.append(source)
-        elif not is_check(cell) and source.strip():
+        elif source.strip():
             blocks.append(fence(source, "python"))
             printed = "".join(text_of(o) for o in cell.get("outputs", []))
             if outputs and printed.strip():
