@@ -64,6 +64,7 @@ def test_any_way_to_split_c_attn_passes(split, capsys):
     [
         (lambda w: None, "None so far"),
         (lambda w: w, "3 tensors"),
+        (lambda w: w.split(768, dim=1), "C = 8"),  # the C of GPT-2
         (lambda w: w.split(8, dim=1), "stored (in, out)"),
         (lambda w: thirds(w)[::-1], "wrong order"),
         (lambda w: [thirds(w)[0]] * 3, "wrong order"),
@@ -91,7 +92,8 @@ def read_one(path, name, base=8, whole=False, shape=True, end=None):
             data = file.read(size)[base + length + first : base + length + last]
         else:
             file.seek(base + length + first)
-            data = file.read((last if end is None else end) - first)
+            size = -1 if end == "all" else last - first
+            data = file.read(size)[: last - first]
     tensor = torch.frombuffer(bytearray(data), dtype=torch.float32)
     return tensor.view(entry["shape"]) if shape else tensor
 
@@ -120,6 +122,7 @@ def test_a_reader_that_seeks_passes(answer, capsys):
         (lambda path, name: read_one(path, name, whole=True), "seek, then read"),
         (lambda path, name: load_file(path)[name], "to a library"),
         (lambda path, name: read_one(path, name, whole="up to"), "seek, then read"),
+        (lambda path, name: read_one(path, name, end="all"), "seek, then read"),
         (lambda path, name: torch.zeros(3), "offsets"),
         (lambda path, name: read_one(path, "c"), "KeyError"),
     ],
