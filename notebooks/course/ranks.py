@@ -85,10 +85,11 @@ class Ranks:
         files = [self.folder / f"answer{n}_{rank}" for rank in range(4)]
         while not all(file.exists() for file in files):
             time.sleep(0.01)
-            if any(node.poll() is not None for node in self.nodes):
-                told = [torch.load(file) for file in files if file.exists()]
-                failed = (answer for answer in told if isinstance(answer, str))
-                raise RuntimeError(next(failed, "a node has ended"))
+            ended = any(node.poll() is not None for node in self.nodes)
+            for failed in self.folder.glob(f"failed{n}_*"):
+                raise RuntimeError(failed.read_text(encoding="utf-8"))
+            if ended:
+                raise RuntimeError("a node has ended")
         return [torch.load(file) for file in files]
 
     def output(self) -> str:
@@ -114,7 +115,8 @@ def serve(folder: Path) -> None:
                 exec(task.read_text(), names)
                 torch.save(names["run"](world), folder / f"part{world.rank}")
             except Exception:
-                torch.save("failed: " + traceback.format_exc(), answer)
+                (folder / "told").write_text(traceback.format_exc(), encoding="utf-8")
+                (folder / "told").replace(folder / f"failed{n}_{world.rank}")
                 raise
             (folder / f"part{world.rank}").replace(answer)
 
