@@ -115,8 +115,9 @@ def serve(folder: Path) -> None:
                 exec(task.read_text(), names)
                 torch.save(names["run"](world), folder / f"part{world.rank}")
             except Exception:
-                (folder / "told").write_text(traceback.format_exc(), encoding="utf-8")
-                (folder / "told").replace(folder / f"failed{n}_{world.rank}")
+                told = folder / f"told{world.rank}"
+                told.write_text(traceback.format_exc(), encoding="utf-8")
+                told.replace(folder / f"failed{n}_{world.rank}")
                 raise
             (folder / f"part{world.rank}").replace(answer)
 
