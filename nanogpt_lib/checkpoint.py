@@ -3,7 +3,7 @@
 Exported from notebooks/09_hellaswag.ipynb; edit the notebook, not this file.
 
 A checkpoint is a folder step_NNNNNN with the weights and the optimizer's state as safetensors,
-and state.json: the rest as plain JSON, with the SHA-256 of every file and of itself.
+and state.json: the rest as plain JSON, with the SHA-256 of the files and of its own entries.
 """
 
 import sys
@@ -66,8 +66,8 @@ def save_checkpoint(
     """Write out/checkpoints/step_NNNNNN atomically: it is complete or absent.
 
     `state` is plain JSON: train_config, tokenizer, loader, and whatever else resuming needs. `keep`
-    and `val_losses`: see `prune`, which runs once the new one is complete. Every rank must call
-    this. Only rank 0 writes, unless the model is sharded: then each rank writes its share.
+    (0: all) and `val_losses`: see `prune`, which runs once the new one is complete. Every rank must
+    call this. Only rank 0 writes, unless the model is sharded: then each rank writes its share.
     """
     final = Path(out) / "checkpoints" / f"step_{step:06d}"
     sharded = hasattr(model, "unshard")
@@ -134,7 +134,8 @@ def load_checkpoint(source: str | Path) -> tuple[GPT, dict, Path]:
 def load_optimizer(model: GPT, optimizer: torch.optim.Optimizer, folder: Path, state: dict) -> None:
     """Restore a checkpoint's optimizer state by name; a rank of a sharded model reads its rows.
 
-    In format 1 the name is the parameter's number. Raises UserError if parameters do not match.
+    In format 1, of older versions, the name is the parameter's number. Raises UserError if
+    parameters do not match.
     """
     parameters = optimizer_parameters(model, optimizer)
     numbers = {name: index for index, (name, _) in enumerate(parameters)}

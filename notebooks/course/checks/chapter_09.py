@@ -33,8 +33,9 @@ SCORES = [(0.2955, 0.3057, 10_042), (0.25, 0.5, 32), (0.4, 0.38, 900), (0.3, 0.6
 
 
 @exercise(
-    "Both models answer the same items, so their scores are not independent: count only the items "
-    "on which they disagree, and a smaller difference becomes visible."
+    "1.6 on 10,042 items, 0.1 on 32: neither is clearly more than chance. But both models answer "
+    "the same items, so their scores are not independent: count only the items on which they "
+    "disagree, and a smaller difference becomes visible."
 )
 def check_09_2(answer) -> None:
     """The difference of two scores by its standard error, either way round, pooled or not."""
