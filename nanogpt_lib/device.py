@@ -101,7 +101,7 @@ def compile_model(
     """
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
         return model, "not compiled"
-    try:
+    try:  # `wrap` and `no_sync` are chapter 07's: without several processes they do nothing
         compiled = torch.compile(model, mode=mode)
         compiled = wrap(compiled) if wrap else compiled
         with getattr(compiled, "no_sync", contextlib.nullcontext)():

@@ -25,12 +25,12 @@ def wrap_ddp(model, world: World, device: torch.device):
 
 
 def sync_gradients(model: nn.Module, sync: bool):
-    """A context around forward AND backward of one micro-step: average gradients only if `sync`.
+    """A context around forward AND backward of a micro-batch: average gradients if `sync`.
 
-    Averaging once, in the last micro-step, moves a fraction of the bytes. DDP reads the flag in the
-    forward pass, so setting it before backward would be too late.
+    Averaging once, with the last of a step, moves a fraction of the bytes. DDP reads the flag in
+    the forward pass, so setting it before backward would be too late.
     """
-    if switch := getattr(model, "set_requires_gradient_sync", None):  # FSDP, compiled or not
+    if switch := getattr(model, "set_requires_gradient_sync", None):  # FSDP
         switch(sync)
     elif isinstance(model, DistributedDataParallel) and not sync:
         return model.no_sync()

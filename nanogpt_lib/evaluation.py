@@ -27,8 +27,8 @@ def validation_loss(
     """Mean cross entropy in nats per token over the first `tokens` tokens of a stream.
 
     The windows are always the same. They are distributed over the processes and their losses
-    summed, so neither world size nor batch size changes the result. A stream shorter than `tokens`
-    is used entirely.
+    summed, so neither world size nor batch size changes the result. Only whole windows are read: a
+    budget is rounded down to them, and so is a stream shorter than `tokens`.
     """
     device = torch.device(device)
     T = min(model.config.block_size, len(stream) - 1)

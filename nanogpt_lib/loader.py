@@ -1,9 +1,9 @@
-"""Batches for training: rows of tokens, in an order independent of world size and batch size.
+"""Batches for training: rows of tokens, in an order that does not depend on the batch size.
 
 Exported from notebooks/04_training.ipynb, 07_ddp.ipynb and 08_fineweb.ipynb; edit the notebooks,
 not this file.
 
-Shapes: B rows per micro-batch, T tokens per row, W processes.
+Shapes: B rows per micro-batch, T tokens per row; W processes share them from chapter 07 on.
 """
 
 from collections.abc import Sequence

@@ -59,7 +59,7 @@ def plot_run(records: list[dict], references: bool = False, size: str = "124M"):
         axes[1].plot(at, scores, "o-", color="tab:green", ms=3, label="this run")
         axes[1].axhline(0.25, color="gray", ls=":", label="guessing: 0.25")
         axes[1].set(xlabel="step", ylabel="HellaSwag accuracy (per token)")
-        axes[1].set_ylim(0.2, max(0.35, *scores) + 0.01)  # noise shall not fill the panel
+        axes[1].set_ylim(0.2, max(0.35, *scores) + 0.01)  # noise must not fill the panel
     for axis, name in zip(axes, ("val_loss", "hellaswag"), strict=False):
         if references:
             draw_references(axis, size, name)

@@ -206,12 +206,13 @@ def load_weights(model: GPT, state: dict[str, Tensor], vocab_size: int | None = 
     with torch.no_grad():
         for name, tensor in own.items():
             given = state[name]
-            if name in ("transformer.wte.weight", "lm_head.weight") and len(given) != len(tensor):
-                tokens = vocab_size or len(given)
-                if tokens != model.config.vocab_size:
+            if name in ("transformer.wte.weight", "lm_head.weight"):
+                other, tokens = len(given) != len(tensor), vocab_size or len(given)
+                if (other or vocab_size) and tokens != model.config.vocab_size:
                     had = f"the checkpoint has {tokens} tokens"
                     raise UserError(f"{had}, the model has {model.config.vocab_size}")
-                given = F.pad(given[:tokens], (0, 0, 0, len(tensor) - tokens))
+                if other:
+                    given = F.pad(given[:tokens], (0, 0, 0, len(tensor) - tokens))
             if given.shape != tensor.shape:
                 shapes = f"{tuple(given.shape)}, the model needs {tuple(tensor.shape)}"
                 raise UserError(f"{name} has shape {shapes}")

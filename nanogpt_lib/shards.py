@@ -26,8 +26,8 @@ OPEN_SHARDS = 64  # open at a time, per split: macOS allows a process 256 files
 def document_row(ids: list[int] | np.ndarray, eot: int) -> np.ndarray:
     """The uint16 tokens of one document, eot first; raises UserError if an id does not fit."""
     ids = np.asarray(ids)
-    if np.max(ids, initial=0) >= 2**16:
-        raise UserError("token ids must be below 65536 to fit uint16; use a smaller vocabulary")
+    if ids.size and not 0 <= ids.min() <= ids.max() < 2**16:
+        raise UserError("token ids must be from 0 to 65535 to fit uint16; use a smaller vocabulary")
     row = np.empty(ids.size + 1, dtype=np.uint16)
     row[0], row[1:] = eot, ids
     return row

@@ -77,6 +77,14 @@ def without_recounting(text, merges):
     return [pair for pair, _ in counts.most_common(merges)]
 
 
+def without_an_end(text, merges):
+    parts, found = [bytes([b]) for b in text.encode()], []
+    for _ in range(merges):
+        found.append(Counter(pairwise(parts)).most_common(1)[0][0])
+        parts = join(parts, found[-1])
+    return found
+
+
 def last_of_equals(text, merges):
     return train(text, merges, lambda c: max(reversed(list(c)), key=c.get))
 
@@ -97,10 +105,12 @@ def characters(text, merges):
     ("answer", "hint"),
     [
         (without_recounting, "count again after every merge"),
+        (without_an_end, "stop there"),
         (last_of_equals, "as frequent as"),
         (alphabetical, "as frequent as"),
         (rarest, "times"),
         (characters, "Begin with the text's bytes"),
+        (lambda t, m: b"".join(list(t.encode())[:2]), "an int in Python: begin with"),
         (lambda t, m: train(t, m - 1), "merges to find"),
         (lambda t, m: train(t, m) + [(b"x", b"y")] * (m - len(train(t, m))), "nothing left"),
         (lambda t, m: [a + b for a, b in train(t, m)], "a pair"),
@@ -147,6 +157,12 @@ def in_place(probs, p):
     [
         (lambda probs, p: probs, "nothing is cut"),
         (lambda probs, p: probs * (probs >= p * probs.amax(-1, keepdim=True)), "sum to 1 again"),
+        (
+            lambda probs, p: probs.masked_fill(
+                probs < p * probs.amax(-1, keepdim=True), float("-inf")
+            ).softmax(-1),
+            "without a softmax",
+        ),
         (lambda probs, p: norm(probs * (probs >= p * probs.max())), "not of the whole tensor"),
         (lambda probs, p: norm(probs * (probs >= p)), "not a probability itself"),
         (
@@ -242,6 +258,27 @@ def too_long(large, small, idx, count, k):
     return speculative(large, small, idx, count + 1, k)
 
 
+def judged(large, small, idx, count, k, keep):
+    """Always k proposals, of which `keep` decides how many stay; never trimmed."""
+    end = idx.size(1) + count
+    while idx.size(1) < end:
+        T, draft = idx.size(1), idx
+        for _ in range(k):
+            draft = torch.cat([draft, small(draft)[0][:, -1:].argmax(-1)], dim=1)
+        choice = large(draft)[0].argmax(-1)[:, T - 1 :]
+        kept = keep((draft[:, T:] == choice[:, :-1]).long()[0])
+        idx = torch.cat([draft[:, : T + kept], choice[:, kept : kept + 1]], dim=1)
+    return idx
+
+
+def untrimmed(*args):
+    return judged(*args, keep=lambda same: int(same.cumprod(-1).sum()))
+
+
+def counts_matches_anywhere(*args):
+    return judged(*args, keep=lambda same: int(same.sum()))[:, : args[2].size(1) + args[3]]
+
+
 def one_position_late(large, small, idx, count, k):
     end = idx.size(1) + count
     while idx.size(1) < end:
@@ -260,6 +297,8 @@ def one_position_late(large, small, idx, count, k):
         (greedy, "never asked for proposals"),
         (only_small, "small model's text"),
         (never_judges, "small model's text"),
+        (untrimmed, "trim"),
+        (counts_matches_anywhere, "after the first wrong one kept"),
         (asks_both_but_saves_nothing, "none saved"),
         (too_long, "exactly max_new_tokens"),
         (one_position_late, "Off by one"),

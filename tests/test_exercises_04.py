@@ -19,7 +19,7 @@ from nanogpt_course.checks.chapter_04 import (
 FLOOR = 2 * math.log(2) / 128
 
 
-@pytest.mark.parametrize("answer", [FLOOR, 0.0108, np.float32(FLOOR), torch.tensor(FLOOR)])
+@pytest.mark.parametrize("answer", [FLOOR, 0.0108, 0.011, np.float32(FLOOR), torch.tensor(FLOOR)])
 def test_the_floor_is_right_in_any_type(answer, capsys):
     assert said(capsys, check_04_1, answer).startswith("Right.")
 
@@ -158,6 +158,11 @@ class SeedPlusM(Mixture):
         return np.random.default_rng(self.seed + self.count).random() >= self.share
 
 
+class SeedTimesM(Mixture):
+    def second(self):
+        return np.random.default_rng(self.seed * self.count).random() >= self.share
+
+
 class NoSeed(Mixture):
     def second(self):
         return np.random.default_rng(self.count).random() >= self.share
@@ -219,6 +224,7 @@ class Empty:
         (NoShare, "20% wanted"),
         (Swapped, "other way round"),
         (SeedPlusM, "don't add seed and m"),
+        (SeedTimesM, "don't multiply seed and m"),
         (NoSeed, "another seed"),
         (Unrepeatable, "the same seed"),
         (Running, "plain numbers"),

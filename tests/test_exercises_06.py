@@ -26,6 +26,8 @@ def test_half_way_is_right_in_any_type(answer, capsys):
     ("answer", "hint"),
     [
         (9895, "counting from 1"),
+        (9893, "one too early"),
+        (10_544, "half of the peak"),
         (9536, "middle of the run"),
         (9537, "middle of the run"),
         (9179, "half the length"),
@@ -102,7 +104,7 @@ def ramps_do_not_meet(step, *, max_lr, warmup_steps, decay_steps, max_steps):
         (never_down, "half-way through the decay"),
         (from_zero, "must not have a rate of 0"),
         (negative, "never negative"),
-        (early, "from the peak"),
+        (early, "rate of 0 and teaches nothing"),
         (peak_of_one, "not always 1"),
         (decays_over_the_rest, "constant"),
         (ramps_do_not_meet, "ramps meet"),
@@ -142,6 +144,8 @@ def test_the_uncorrected_size_however_computed(answer, capsys):
         (lambda t, b=0.95: size(t + 1, b), "geometric sum"),
         (lambda t, b=0.95: size(t - 1, b) if t > 1 else size(1, b), "one update behind"),
         (lambda t, b=0.95: 0.3, "geometric sum"),
+        (lambda t, b=0.95: 0.1 / (1 - b) ** 0.5, "first update's size"),
+        (lambda t, b=0.95: size(t - 1, b), "at t = 1 one gradient is already in"),
         (lambda t, b=0.95: None, "returns None"),
         (lambda: 1.0, "TypeError"),
     ],
@@ -167,12 +171,25 @@ def weighted_means(model, batches):
             (loss_of(model, x, y) * n / total).backward()
 
 
+def forward_of_all(model, batches):
+    total = sum((y != -100).sum().item() for _, y in batches)
+    for x, y in batches:
+        loss = loss_of(model, x, y, reduction="sum") / total
+        if (y != -100).any():
+            loss.backward()
+
+
+def one_backward(model, batches):
+    total = sum((y != -100).sum() for _, y in batches)
+    sum(loss_of(model, x, y, reduction="sum") / total for x, y in batches).backward()
+
+
 def one_pass(model, batches):
     x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
     loss_of(model, x, y).backward()
 
 
-@pytest.mark.parametrize("answer", [sums, weighted_means, one_pass])
+@pytest.mark.parametrize("answer", [sums, weighted_means, forward_of_all])
 def test_uneven_parts_however_weighed(answer, capsys):
     assert said(capsys, check_06_4, answer).startswith("Right.")
 
@@ -225,12 +242,14 @@ def without_the_mask(model, batches):
     ("answer", "hint"),
     [
         (mean_of_means, "weigh each micro-batch"),
+        (one_pass, "one big batch"),
+        (one_backward, "backward after each"),
         (by_positions, "the ignored ones do not count"),
         (bare_sums, "gradient of the sum"),
         (own_counts, "weigh each micro-batch"),
         (nothing, "call backward()"),
-        (last_only, "weigh each micro-batch"),
-        (doubled, "2 times too long"),
+        (last_only, "only the last micro-batch is left"),
+        (doubled, "2 times the right one"),
         (without_the_mask, "weigh each micro-batch"),
         (lambda model: None, "TypeError"),
         (3.0, "the function itself"),

@@ -164,6 +164,17 @@ def in_the_same_tensors(slices, limit, all_reduce):
     return [s.mul_(min(1.0, limit / norm)) for s in slices]
 
 
+def reading_others(slices, limit, all_reduce):
+    all_reduce([s.square().sum() for s in slices])
+    norm = torch.cat(slices).norm()
+    return [s * min(1.0, limit / norm) for s in slices]
+
+
+def once_per_rank(slices, limit, all_reduce):
+    norm = sum(all_reduce(s.square().sum()) for s in slices) ** 0.5
+    return [s * min(1.0, limit / norm) for s in slices]
+
+
 @pytest.mark.parametrize(
     ("answer", "hint"),
     [
@@ -177,6 +188,8 @@ def in_the_same_tensors(slices, limit, all_reduce):
         (always, "below the limit"),
         (each_alone, "its own norm"),
         (in_the_same_tensors, "have changed"),
+        (reading_others, "not yours to read"),
+        (once_per_rank, "not once per rank"),
         (lambda s, limit, r: r([1.0]), "one number from each"),
         (lambda s, limit, r: (r([t.square().sum() for t in s]), s[:1])[1], "return 2 tensors"),
         (lambda s, limit, r: None, "returns None"),

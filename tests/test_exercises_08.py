@@ -145,10 +145,20 @@ def only_too_large(path, tokens):
     wrapping(path, tokens)
 
 
+def only_lists(path, tokens):
+    tokens = np.array(tokens, dtype=np.uint16)  # raises for a list, wraps an array silently
+    path.write_bytes(header_of(len(tokens)) + tokens.tobytes())
+
+
 def writes_then_raises(path, tokens):
     wrapping(path, tokens)
     if min(tokens) < 0 or max(tokens) >= 2**16:
         raise ValueError
+
+
+def asserts(path, tokens):
+    assert min(tokens) >= 0 and max(tokens) < 2**16
+    path.write_bytes(header_of(len(tokens)) + body(tokens))
 
 
 def raises_half_way(path, tokens):
@@ -181,8 +191,10 @@ def body(tokens, kind=np.uint16):
         (lambda path, t: path.write_bytes(header_of(len(t)) + body(t)[::-1]), "read back differ"),
         (wrapping, "nobody was told"),
         (only_too_large, "nobody was told"),
+        (only_lists, "np.array([5, 65536]) does not fit"),
         (writes_then_raises, "a file was begun"),
         (raises_half_way, "a file was begun"),
+        (asserts, "refuse with ValueError"),
         (lambda path: None, "TypeError"),
         ("file.bin", "the function itself"),
     ],

@@ -72,6 +72,9 @@ def test_standard_errors_either_way_round(answer, capsys):
         (lambda p, q, n: 1.576, "whatever the scores"),
         (lambda p, q, n: errors(0.2955, 0.3057, n), "expected 1.576"),
         (lambda p, q, n: q - p, "the difference itself"),
+        (lambda p, q, n: ((variance(p) + variance(q)) / n) ** 0.5, "the standard error; divide"),
+        (lambda p, q, n: (q - p) / (2 * variance(p) / n) ** 0.5, "a variance of its own"),
+        (lambda p, q, n: (q - p) / (2 * variance(q) / n) ** 0.5, "a variance of its own"),
         (lambda p, q, n: (q - p) / (variance(p) / n) ** 0.5, "variances add up"),
         (lambda p, q, n: (q - p) / (variance(q) / n) ** 0.5, "variances add up"),
         (
@@ -137,6 +140,10 @@ def in_place(raw):
         (lambda raw: harness(raw, second=str.title), "that is `title`"),
         (lambda raw: harness(raw, second=str), "a capital letter"),
         (lambda raw: harness(raw, second=first_letter), "the rest lower case"),
+        (
+            lambda raw: harness(raw | {"ctx_a": raw["ctx_a"].capitalize()}),
+            "capitalize `ctx_b` alone",
+        ),
         (lambda raw: harness(raw, strip=str), "strip: with an empty"),
         (lambda raw: harness(raw, pattern=r"\[.*\]"), "too much is gone"),
         (lambda raw: harness(raw, pattern=r"\[step\]"), "a bracket is left"),

@@ -1,5 +1,7 @@
 """The checks of chapter 10: right answers of any type pass, each mistake gets its own hint."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,7 @@ def test_what_dollars_buy_is_right_in_any_type(kind, capsys):
         (lambda b, f, k, p, m: tokens(b, f, k, p, 1 / m), "fewer tokens"),
         (lambda b, f, k, p, m: tokens(b, f, k, 1 / p, m), "higher price"),
         (lambda b, f, k, p, m: tokens(1.0, f, k, p, m), "one dollar"),
+        (lambda b, f, k, p, m: 8 * tokens(b, f, k, p, m), "eight times as much"),
         (lambda *a: tokens(100.0, 855e6, 989e12, 3.0, 0.4), "for any budget"),
         (lambda *a: None, "returns None"),
         (lambda b, f: b, "TypeError"),
@@ -177,4 +180,22 @@ def test_an_empty_log_may_be_among_them(capsys):
             out = [r for r in out if r["step"] < log[0]["step"]] + log
         return out
 
-    assert "IndexError" in said(capsys, check_10_4, first_record)
+    assert "a log may be empty" in said(capsys, check_10_4, first_record)
+
+
+def test_a_run_cuts_all_runs_before_it(capsys):
+    def neighbours(logs):
+        out = []
+        for log, after in zip(logs, [*logs[1:], []], strict=True):
+            end = after[0]["step"] if after else math.inf
+            out += [r for r in log if r["step"] < end]
+        return out
+
+    assert "not only its neighbour" in said(capsys, check_10_4, neighbours)
+
+
+def test_a_record_without_the_column_gets_its_hint(capsys):
+    def every_record(records, name, level):
+        return next(r["step"] for r in records if r[name] < level)
+
+    assert "most records have no" in said(capsys, check_10_3, every_record)

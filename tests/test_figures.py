@@ -32,10 +32,8 @@ Q, K, V = torch.randn(3, 5, 4)
 GRADIENTS = torch.randn(5, 5)
 RATES = dict(max_lr=6e-4, min_lr=6e-5, warmup_steps=7, max_steps=90)
 ITEMS = [
-    dict(ctx="He <b>", endings=["a", "b", "c", "d"], label=2, losses=[9, 8, 7.5, 6],
-         lengths=[3, 2, 5, 2]),
-    dict(ctx="She", endings=["e", "f", "g", "h"], label=0, losses=[1, 2, 3, 4],
-         lengths=[1, 1, 1, 1]),
+    dict(ctx="He <b>", endings=["a", "b", "c", "d"], label=2, losses=[9, 8, 6, 7.5]),
+    dict(ctx="She", endings=["e", "f", "g", "h"], label=0, losses=[1, 2, 3, 4]),
 ]  # fmt: skip
 FIGURES = {
     "attention": figures.attention(TOKENS, WEIGHTS),
@@ -181,10 +179,8 @@ def test_hellaswag_quiz_counts_the_reader_and_the_model(look):
     said = look("hellaswag_quiz", """all('button')[4].click(); const first = values('[data-value]');
         all('button')[1].click(); all('button')[3].click();
         return [first, all('.note').map((n) => n.textContent)];""")  # fmt: skip
-    assert said[0] == [3, 4, 1.5, 3]
-    assert said[1][0].startswith("No:") and said[1][1].startswith(
-        "You: 1 of 2. The model, by loss per byte: 2"
-    )
+    assert said[0] == [9, 8, 6, 7.5]
+    assert said[1][0].startswith("No:") and said[1][1].startswith("You: 1 of 2. The model: 2")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nanogpt_lib.recipes.encoding import batch_encoder, encode_documents
 from nanogpt_lib.recipes.shard_writer import ShardWriter
 from nanogpt_lib.recipes.text import write_splits
-from nanogpt_lib.shards import TokenStream, write_shard
+from nanogpt_lib.shards import TokenStream, document_row, write_shard
 from nanogpt_lib.support.datasets import read_meta, verify_shards, write_meta
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.shard_files import check_shard
@@ -51,6 +51,14 @@ def files(folder):
 def everything(folder, split):
     stream = TokenStream(folder, split)
     return stream.read(0, len(stream))
+
+
+@pytest.mark.parametrize("ids", [[-1], [5, 65_536], np.array([3, -2])])
+def test_ids_that_do_not_fit_are_refused(ids):
+    assert document_row([0, 65_535], 7).tolist() == [7, 0, 65_535]
+    assert document_row([], 7).tolist() == [7]
+    with pytest.raises(UserError, match="from 0 to 65535"):
+        document_row(ids, 7)
 
 
 def test_what_is_written_is_what_is_read(tmp_path):

@@ -79,14 +79,14 @@ def sampling(
     )
 
 
-FORMATS = [("float32", 8, 23), ("bfloat16", 8, 7), ("float16", 5, 10)]  # exponent, fraction bits
+FORMATS = [("float32", 8, 23), ("bfloat16", 8, 7), ("float16", 5, 10)]  # exponent, mantissa bits
 
 
 def float_bits(value: float = 0.1, dtype: str = "bfloat16") -> Interactive:
     """The bits of a number in float32, bfloat16 and float16: type a number, or click a bit."""
     names = [name for name, _, _ in FORMATS]
     data = {"value": float(value), "formats": FORMATS, "format": names.index(dtype)}
-    rows = [["format", "sign", "exponent", "fraction"]]
+    rows = [["format", "sign", "exponent", "mantissa"]]
     rows += [[name, "1", str(e), str(f)] for name, e, f in FORMATS]
     still = stills.table(rows, f"bits of a float, such as {value}", [90, 80, 100, 100])
     return Interactive("float_bits", data, still, f"The bits of {value} in three formats")
@@ -115,7 +115,7 @@ def ring_all_reduce(gradients) -> Interactive:
     gradients = np.asarray(gradients, dtype=np.float64)
     W = len(gradients)
     assert gradients.shape == (W, W) and W > 1, "gradients: (ranks, chunks), as many as each other"
-    rows = [["", *(f"chunk {c}" for c in range(W))]]
+    rows = [["", *(f"piece {c}" for c in range(W))]]
     rows += [[f"rank {r}", *(f"{x:.4g}" for x in gradients[r])] for r in range(W)]
     rows.append(["sum", *(f"{x:.4g}" for x in gradients.sum(axis=0))])
     still = stills.table(rows, "before, and what every rank has after", [70, *[90] * W])
@@ -151,21 +151,20 @@ def schedule(
     return Interactive("schedule", data, still, "Learning rate by step, and the tokens of a step")
 
 
-def hellaswag_quiz(items: Sequence[dict], unit: str = "byte") -> Interactive:
-    """HellaSwag as a quiz against a model.
+def hellaswag_quiz(items: Sequence[dict]) -> Interactive:
+    """HellaSwag as a quiz against a model, which takes the ending of the least loss.
 
-    items: dicts with ctx, endings (four), label, losses (the model's, summed over each ending in
-    nats) and lengths (of each ending, in units).
+    items: dicts with ctx, endings (four), label and losses (the model's, summed over each ending in
+    nats).
     """
-    names = ("ctx", "endings", "label", "losses", "lengths")
+    names = ("ctx", "endings", "label", "losses")
     chosen = [{name: item[name] for name in names} for item in items]
     for item in chosen:
         item["losses"] = exact(item["losses"])
-        item["lengths"] = [int(n) for n in item["lengths"]]
         item["label"] = int(item["label"])
     first = chosen[0]
     lines = [f"{'ABCD'[i]}. {ending}" for i, ending in enumerate(first["endings"])]
     parts = [stills.text(12, 24 + 24 * i, t[:90]) for i, t in enumerate([first["ctx"], *lines])]
     still = stills.picture(720, 140, *parts)
     title = f"A quiz of {len(chosen)} HellaSwag items against a model"
-    return Interactive("hellaswag_quiz", {"items": chosen, "unit": unit}, still, title)
+    return Interactive("hellaswag_quiz", {"items": chosen}, still, title)

@@ -46,7 +46,11 @@ def check_01_2(answer) -> None:
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(4))
     parts = call(answer, weight.clone())
     count = len(parts) if isinstance(parts, (tuple, list)) else 3
-    hint(count != 3, "return 3 tensors; here C = 8, so take it from weight.shape.")
+    hint(
+        count != 3,
+        "return 3 tensors: cut along dimension 1, into pieces of C columns (here C = 8; take it "
+        "from weight.shape).",
+    )
     raw = as_tensors(parts, 3)
     got = [w.detach().double() for w in raw]
     for w in got:

@@ -9,7 +9,7 @@ from nanogpt_lib.model import GPT, GPTConfig, attention_by_hand, count_parameter
 
 
 @exercise(
-    "4,608 is far above GPT-2's 1,024 tokens: there, pairs are less than a fifth of a block's "
+    "4,608 is far above GPT-2's 1,024 tokens, where pairs are less than a fifth of a block's "
     "work. With a context of 100,000 they would be nearly all of it."
 )
 def check_02_1(answer) -> None:
@@ -69,20 +69,23 @@ def check_02_2(answer) -> None:
     formula = "y = (x - mean) / sqrt(variance + eps) * weight + bias, token by token."
     hint(not torch.allclose(got, expected, atol=1e-4), formula)
     small = x / 1000
-    got = as_tensor(answer(small, w, b), (2, 3, 8))
+    got = as_tensor(answer(small.clone(), w, b), (2, 3, 8))
     hint(
         not torch.allclose(got, F.layer_norm(small, (8,), w, b), atol=1e-3),
-        "right, but for tiny numbers. eps is added to the variance, inside the root.",
+        "right, except for tiny numbers: eps is added to the variance, inside the root.",
     )
-    got = as_tensor(answer(small, w, b, 1e-2), (2, 3, 8))
+    got = as_tensor(answer(small.clone(), w, b, 1e-2), (2, 3, 8))
     hint(
         not torch.allclose(got, F.layer_norm(small, (8,), w, b, 1e-2), atol=1e-3),
         "use the eps that is passed; it is not always 1e-5.",
     )
     row = torch.randn(5, generator=g)
-    got = as_tensor(answer(row, torch.ones(5), torch.zeros(5)), (5,))
-    right = torch.allclose(got, F.layer_norm(row, (5,)), atol=1e-4)
-    hint(not right, "it must work for any number of dimensions: use -1, and x.size(-1).")
+    shape = "it must work for any number of dimensions, (C,) included: use -1, and x.size(-1)."
+    try:
+        got = as_tensor(answer(row.clone(), torch.ones(5), torch.zeros(5)), (5,))
+    except (IndexError, ValueError, RuntimeError) as error:
+        raise Wrong(shape) from error
+    hint(not torch.allclose(got, F.layer_norm(row, (5,)), atol=1e-4), shape)
 
 
 @exercise(
@@ -144,5 +147,12 @@ def check_02_4(answer) -> None:
             "all heads use the first group; query head h uses group h · G // H.",
         )
         hint(torch.allclose(got, q), "that is q itself.")
+        each = (z.repeat_interleave(H // G, dim=1) for z in (k, v))
+        hint(
+            torch.allclose(got, F.scaled_dot_product_attention(q, *each), atol=1e-5),
+            "the heads are right, but a token sees later ones: attend causally.",
+        )
         hint((B, H, G) != (2, 6, 2), f"right for 6 heads and 2 groups, wrong for {H} and {G}.")
-        raise Wrong("give k and v as many heads as q along dimension 1, then attend.")
+        raise Wrong(
+            "give k and v as many heads as q along dimension 1, both in the same way, then attend."
+        )

@@ -82,7 +82,22 @@ def check_03_2(answer) -> None:
     """The merges of several texts, in order."""
     for text, merges in TEXTS:
         right = merges_of(text, merges)
-        given = call(answer, text, merges)
+        try:
+            given = call(answer, text, merges)
+        except TypeError as error:
+            if "bytes-like object, int found" not in str(error):
+                raise
+            raise Wrong(
+                "a byte by itself is an int in Python: begin with "
+                "[bytes([b]) for b in text.encode()]"
+            ) from error
+        except (IndexError, ValueError) as error:
+            if len(right) < merges:
+                raise Wrong(
+                    f"for {text!r} there is nothing left to merge after {len(right)} merges: stop "
+                    f"there (it ended with {type(error).__name__})"
+                ) from error
+            raise
         try:
             given = [tuple(pair) for pair in given]
         except TypeError as error:
@@ -164,8 +179,14 @@ def check_03_3(answer) -> None:
             min_p == 1.0 and not bool((given > 0).any(-1).all()),
             "with min_p = 1 the likeliest itself must stay: at least, not more than.",
         )
+        wrong = bool(same.all()) and not torch.allclose(given, want, atol=1e-5)
         hint(
-            bool(same.all()) and not torch.allclose(given, want, atol=1e-5),
+            wrong and torch.allclose(given.sum(-1), torch.ones(len(given)), atol=1e-4),
+            "the right tokens are kept, but their odds have changed: these are probabilities, not "
+            "logits. Write 0 over the rest and divide by the sum, without a softmax.",
+        )
+        hint(
+            wrong,
             "the right tokens are kept, but each row must sum to 1 again.",
         )
         hint(
@@ -271,14 +292,18 @@ def check_03_5(answer) -> None:
             at = int((given != expected).flatten().nonzero()[0])
             greedy_small = generate(draft, idx, count, temperature=0)
             hint(torch.equal(given, greedy_small), "that is the small model's text, unjudged.")
-            raise Wrong(f"token {at} is not the large model's choice. Off by one position?")
+            raise Wrong(
+                f"token {at} is not the large model's choice. Off by one position, or was a "
+                "proposal after the first wrong one kept?"
+            )
         used = calls.get("large", 0)
         hint(used == 0, "the large model was never asked.")
         small_used = calls.get("small", 0) + calls.get("other", 0)
         hint(count > 1 and small_used == 0, "the small model was never asked for proposals.")
         hint(
             draft is small and count > 1 and used >= count,
-            f"{used} passes of the large model for {count} tokens: none saved.",
+            f"with k = {k}: {used} passes of the large model for {count} tokens, none saved. After "
+            "k right proposals its next choice comes free.",
         )
         best = -(-count // (k + 1))
         hint(used < best, f"{used} passes cannot judge {count} tokens, {k} proposals at a time.")
@@ -287,3 +312,6 @@ def check_03_5(answer) -> None:
             f"{used} passes for {count} tokens: after a proposal that is wrong, add the large "
             "model's own choice; after k right ones, its next choice comes free.",
         )
+    agreed = call(answer, large, large, idx.clone(), 12, 4)  # two whole runs, and part of a third
+    length = agreed.size(1) if torch.is_tensor(agreed) else 0
+    hint(length != 15, f"where the two models agree, {length - 3} tokens came instead of 12: trim.")

@@ -14,7 +14,7 @@ def check_04_1(answer) -> None:
     loss, floor = as_number(answer), 2 * math.log(2) / 128
 
     def near(value: float) -> bool:
-        return math.isclose(loss, value, rel_tol=1e-2)
+        return math.isclose(loss, value, rel_tol=2e-2)
 
     hint(loss == 0, "after the shared first token, can the model know which row it is in?")
     hint(near(math.log(2)), "ln 2 is paid at two of the predictions. The loss is a mean over all.")
@@ -27,8 +27,8 @@ def check_04_1(answer) -> None:
 
 
 @exercise(
-    "Chapter 01's model has a loss of about 1.3 nats for characters of one byte each, which is 1.9 "
-    "bits per byte; GPT-2 needs about 1 on ordinary English."
+    "Chapter 01's model has a loss of about 1.13 nats for characters of one byte each, which is "
+    "1.6 bits per byte; GPT-2 needs about 1 on ordinary English."
 )
 def check_04_2(answer) -> None:
     """Bits per byte, for several tokenizers."""
@@ -80,7 +80,11 @@ def check_04_3(answer) -> None:
     right = [190] * 6 + [189] * 2
     hint(ranks == [r + 1 for r in right], "one too many: the position advances, then it is tested.")
     hint(ranks == [r - 1 for r in right], "one too few: the first batch is read before any test.")
-    hint(ranks != right, f"you have {ranks}. Follow the position in a while loop.")
+    hint(
+        ranks != right,
+        f"you have {ranks}. Follow the position in a while loop; the test asks for "
+        "W batches, not one.",
+    )
     for case in ((1000, 2, 10, 2, 1), (1001, 2, 10, 1, 0), (1000, 2, 10, 1, 0), (500, 1, 7, 3, 2)):
         got, expected = as_number(answer(*case)), batches(*case)
         hint(
@@ -162,6 +166,11 @@ def check_04_4(answer) -> None:
         "seed s and batch m + 1 choose like seed s + 1 and batch m: don't add seed and m, give "
         "both to the generator.",
     )
+    hint(
+        len(set(others[0])) == 1,
+        "with seed 0 all choices are the same: don't multiply seed and m, give both to the "
+        "generator.",
+    )
     first, resumed = make(3), make(3)
     read(first, 123)
     state = first.state_dict()
@@ -175,5 +184,9 @@ def check_04_4(answer) -> None:
     read(resumed, 11)
     resumed.load_state_dict(state)
     goes_on = read(resumed, 50) == full[123:173]
-    hint(not goes_on, "resumed, it reads other batches. Save the count and both loaders' states.")
+    hint(
+        not goes_on,
+        "resumed, it reads other batches. Save the count and both loaders' states. (A generator "
+        "that runs through all batches has lost its place: make one of seed and count each time.)",
+    )
     hint(make(3, 1.0).next_batch() != 1, "with share 1.0 every batch comes from the first loader.")

@@ -1,5 +1,6 @@
 """Checks of chapter 05's exercises: steps of formats, TF32, a loss scale, flash attention."""
 
+import itertools
 import math
 from contextlib import ExitStack
 from unittest import mock
@@ -73,6 +74,11 @@ def check_05_2(answer) -> None:
         "large numbers became infinite or small ones zero: TF32 has fp32's range, fp16 has not",
     )
     bits = out.contiguous().view(torch.int32)
+    as_integers = torch.isclose(out.double(), before.view(torch.int32).double(), rtol=1e-2)
+    hint(
+        bool(as_integers.all()),
+        ".float() converts the integer's value; .view(torch.float32) reads its bits as a number",
+    )
     hint(bool((bits & 0x1FFF).any()), "the result must end with 13 zero bits")
     off = (out.double() - x.double()).abs() / x.abs().double()
     away = (out.abs() >= x.abs()).all()
@@ -109,7 +115,7 @@ def check_with_integers(answer, x: torch.Tensor) -> None:
 )
 def check_05_3(answer) -> None:
     """The smallest normal fp16 number is 2^-14."""
-    sizes = [(1024, 50257), (16 * 1024, 50257), (8, 96), (4, 4), (1024, 65536), (1, 2)]
+    sizes = [(1024, 50257), (16 * 1024, 50257), (8, 96), (4, 4), (1024, 65536), (1, 2), (8, 65)]
     pairs = [(as_number(call(answer, N, V)), 2.0 ** (math.ceil(math.log2(N * V)) - 14), N, V)
              for N, V in sizes]  # fmt: skip
     given, wanted = [p[0] for p in pairs], [p[1] for p in pairs]
@@ -125,6 +131,9 @@ def check_05_3(answer) -> None:
     hint(close, "a power of two, please: it changes no bit of a mantissa")
     floors = [2.0 ** math.floor(math.log2(e)) for e in exact]
     hint(given == floors, "rounded down to a power of two, the gradient stays just below normal")
+    nearest = [2.0 ** round(math.log2(e)) for e in exact]
+    below = "rounded to the nearest power of two, which may lie below: round up"
+    hint(given == nearest, below)
     above = [2.0 ** (math.floor(math.log2(e)) + 1) for e in exact]
     hint(given == above, "where N·V is a power of two itself, yours is twice too large")
     hint(
@@ -164,6 +173,9 @@ def check_05_4(answer) -> None:
     hint(not callable(answer), "pass the function itself, without calling it")
     inputs, want = attention_problem(T=200)
     got = as_tensors(guarded(answer, *inputs, 50), 3)
+    orders = list(itertools.permutations(got))[1:]  # all but theirs
+    mixed = any(all(map(alike, order, want)) for order in orders) or alike(got[1], want[2])
+    hint(mixed, "return them in the order dq, dk, dv")
     for i in (2, 0, 1):  # dv first: it needs the weights alone
         compare_gradient(("dq", "dk", "dv")[i], got[i], want[i])
     inputs, want = attention_problem(T=203)  # the last block is not whole
@@ -178,6 +190,11 @@ def check_05_4(answer) -> None:
     whole = "right, but a whole (T, T) tensor was made (or most of one); take keys block by block"
     hint(sizes.square, whole)
     hint(sizes.widest > 50, f"right, but one block has {sizes.widest} keys; `block` says 50")
+
+
+def alike(got: torch.Tensor, want: torch.Tensor) -> bool:
+    """Whether two gradients are the same, but for rounding."""
+    return got.shape == want.shape and torch.allclose(got.float(), want, atol=1e-4)
 
 
 def attention_problem(T: int):
@@ -223,7 +240,13 @@ def compare_gradient(name: str, got: torch.Tensor, want: torch.Tensor) -> None:
     hint(bool(got.isnan().any()), f"{name} has entries that are not numbers: check the mask")
     hint(not got.any(), f"{name} is still zero")
     if name == "dv":
-        raise Wrong("dv differs from autograd's; does the weight P of a later key vanish?")
+        raise Wrong(
+            "dv differs from autograd's; is S divided by √D, and does the weight P of a later key "
+            "vanish?"
+        )
     unscaled = torch.allclose(got / 8**0.5, want, atol=1e-4)
     hint(unscaled, f"{name}: the scores were divided by √D, so their gradient is too")
-    raise Wrong(f"{name} differs from autograd's, dv is right; is rowsum(dO ⊙ O) subtracted?")
+    raise Wrong(
+        f"{name} differs from autograd's, dv is right; is rowsum(dO ⊙ O) subtracted, "
+        "and is dq the sum over all blocks?"
+    )

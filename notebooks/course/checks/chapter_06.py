@@ -14,6 +14,9 @@ def check_06_1(answer) -> None:
     step = as_number(answer)
     right = (715 + 19_073) / 2
     hint(step == right + 1, "counting from 1. The first update is number 0 here.")
+    hint(step == right - 1, "one too early: the cosine begins with update 715, at the peak.")
+    hint(10_540 < step < 10_550, "there it is half of the peak; the question is about the middle "
+         "between peak and floor.")  # fmt: skip
     hint(step in (19_073 // 2, 19_073 // 2 + 1, 19_073 / 2), "that is the middle of the run; the "
          "cosine begins only after the warm-up.")  # fmt: skip
     hint(step == (19_073 - 715) / 2, "half the length of the decay; now count from update 0.")
@@ -39,7 +42,7 @@ def stable(step: int, max_lr: float, warmup_steps: int, decay_steps: int, max_st
 
 @exercise(
     "The constant part needs no end: a run can go on from any checkpoint of it, and only the short "
-    "decay is repeated. Our presets for the CPU use this schedule."
+    "decay is repeated. The presets quickstart and modern-124m use this schedule (--schedule wsd)."
 )
 def check_06_2(answer) -> None:
     """Three pieces, continuous where they meet, for several plans."""
@@ -60,6 +63,11 @@ def check_06_2(answer) -> None:
         (100, "from max_steps on: 0"),
         (150, "beyond max_steps the rate stays 0, never negative"),
     ]
+    hint(
+        math.isclose(given(99, plan), 0.0, abs_tol=1e-9) and given(90, plan) > 0,
+        "the last update has a rate of 0 and teaches nothing: update max_steps would have 0, "
+        "and it is not run.",
+    )
     for step, reason in cases:
         value = given(step, plan)
         wrong = not math.isclose(value, stable(step, **plan), abs_tol=1e-6)
@@ -80,14 +88,19 @@ def check_06_2(answer) -> None:
 
 
 @exercise(
-    "With β₂ = 0.999, update 10 is 6.5 times too long: m is full after ten gradients and v hardly "
-    "one per cent. Without the correction, a warm-up would be a matter of life and death."
+    "With β₂ = 0.999, update 10 is 6.5 times too long: after ten gradients m is two thirds "
+    "full, and v only one per cent. Without the correction, a warm-up would be a matter of life "
+    "and death."
 )
 def check_06_3(answer) -> None:
     """m = 1 - β₁^t and v = 1 - β₂^t when all gradients are 1."""
-    for t, beta2 in [(1, 0.95), (2, 0.95), (10, 0.95), (10, 0.999), (5000, 0.999)]:
+    for t, beta2 in [(1, 0.95), (10, 0.95), (2, 0.95), (10, 0.999), (5000, 0.999)]:
         m, v = 1 - 0.9**t, 1 - beta2**t
-        value = as_number(call(answer, t, beta2))
+        try:
+            value = as_number(call(answer, t, beta2))
+        except ZeroDivisionError:
+            value = 0.0
+        hint(t == 1 and value == 0, "one update behind: at t = 1 one gradient is already in.")
 
         def near(other: float, value: float = value) -> bool:
             return math.isclose(value, other, rel_tol=1e-4)
@@ -96,6 +109,9 @@ def check_06_3(answer) -> None:
         hint(t < 5000 and near(m / v), "v is a mean of squares: take its root.")
         hint(t < 5000 and near(math.sqrt(v) / m), "upside down: m stands above the root of v.")
         hint(t < 5000 and near(m), "and where is v? The mean is divided by its root.")
+        first = 0.1 / math.sqrt(1 - beta2)
+        hint(t > 1 and t < 5000 and near(first), "that is the first update's size; m and v go on "
+             "filling.")  # fmt: skip
         previous = (1 - 0.9 ** (t - 1)) / math.sqrt(1 - beta2 ** (t - 1)) if t > 1 else 0.0
         hint(t > 1 and t < 5000 and near(previous), "one update behind: t = 1 is the first.")
         hint(
@@ -144,8 +160,34 @@ def check_06_4(answer) -> None:
         (sum(losses) / sum(counts)).backward()
         want = flat()
         model.zero_grad()
+        rows, backwards = [], []
+        hooks = [
+            model.register_forward_pre_hook(
+                lambda module, inputs, r=rows: r.append(len(inputs[0]))
+            ),
+            model.transformer.ln_f.weight.register_hook(lambda g, b=backwards: b.append(1)),
+        ]
         answer(model, batches)
+        for hook in hooks:
+            hook.remove()
         got = flat()
+        model.zero_grad()
+        (F.cross_entropy(model(x[4:])[0].flatten(0, 1), y[4:].flatten(), reduction="sum")
+         / sum(counts)).backward()  # fmt: skip
+        last = flat()
+        hint(
+            max(rows, default=0) > 2,
+            "that is one big batch; the micro-batches are there because it does not fit.",
+        )
+        hint(
+            0 < len(backwards) < sum(count > 0 for count in counts),
+            "call backward after each forward pass: losses that wait for a common one keep all "
+            "activations in memory.",
+        )
+        hint(
+            counts[0] > 0 and counts[2] > 0 and torch.allclose(got, last, atol=1e-6),
+            "only the last micro-batch is left: nothing may clear .grad between them.",
+        )
         hint(not got.any(), "no gradient arrives in .grad: call backward().")
         hint(
             bool(got.isnan().any()),
@@ -169,7 +211,7 @@ def check_06_4(answer) -> None:
         )
         hint(
             straight and unlike,
-            f"the direction is right, the length is {scale:.3g} times too long.",
+            f"the direction is right, the length is {scale:.3g} times the right one.",
         )
         hint(
             not torch.allclose(got, want, atol=1e-6),

@@ -170,7 +170,10 @@ def check_08_4(answer) -> None:
                 told = False
             except (ValueError, OverflowError):
                 told = True
+            except AssertionError as error:
+                raise Wrong("refuse with ValueError; an assert is for your own mistakes") from error
             shown = list(map(int, bad))
+            shown = shown if isinstance(bad, list) else f"np.array({shown})"
             hint(not told, f"{shown} does not fit uint16 (0 to 65,535), and nobody was told.")
             hint(
                 path.exists(),

@@ -65,6 +65,14 @@ def check_09_2(answer) -> None:
     hint(len(set(given)) == 1, "that is one number, whatever the scores; use p, q and n.")
     hint(by(lambda p, q, n: 1), "that is the difference itself; divide by its standard error.")
     hint(
+        all(abs(got - error(*case)) < 1e-9 for got, case in zip(given, SCORES, strict=True)),
+        "that is the standard error; divide the difference by it.",
+    )
+    hint(
+        by(lambda p, q, n: 2**0.5 * one(p, p, n)) or by(lambda p, q, n: 2**0.5 * one(q, q, n)),
+        "each score has a variance of its own: p(1 - p) / n and q(1 - q) / n.",
+    )
+    hint(
         by(one) or by(lambda p, q, n: one(q, q, n)),
         "both scores are uncertain; their variances add up.",
     )
@@ -113,6 +121,7 @@ def check_09_3(answer) -> None:
     hint(not wikihow.startswith("Family Life:"), "the activity label and a colon come first.")
     hint(not wikihow.startswith("Family Life: "), "a space follows the colon.")
     hint("[" in wikihow or "]" in wikihow, f"a bracket is left in {wikihow!r}.")
+    hint("make a list" in wikihow, "capitalize `ctx_b` alone; `ctx_a` stays as it is.")
     hint(
         "Make a list" not in wikihow,
         "too much is gone: `.*` runs to the last bracket, `.*?` only to the next one.",

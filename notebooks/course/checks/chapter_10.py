@@ -47,6 +47,7 @@ def check_10_2(answer) -> None:
     hint(off(lambda m, p, b: m**-2), "a smaller MFU buys fewer tokens, not more.")
     hint(off(lambda m, p, b: p**2), "a higher price buys fewer hours.")
     hint(off(lambda m, p, b: 1 / b), "that is what one dollar buys.")
+    hint(off(lambda m, p, b: 8), "eight cards also cost eight times as much per hour.")
     hint(not off(lambda m, p, b: 1), "dollars → hours → seconds → FLOPs → tokens, for any budget.")
 
 
@@ -65,7 +66,12 @@ def log_of(values: list[float], name: str = "val_loss") -> list[dict]:
 def check_10_3(answer) -> None:
     """The first step from which all later evaluations stay below."""
     log = log_of([5.0, 4.0, 2.9, 3.1, 2.8, 2.7])
-    got = call(answer, log, "val_loss", 3.0)
+    try:
+        got = call(answer, log, "val_loss", 3.0)
+    except KeyError as error:
+        raise Wrong(
+            f"most records have no {error}: pass over those that lack the column"
+        ) from error
     hint(got == 20, "step 20 is below, but step 30 is above again.")
     hint(got == 50, "all from step 40 on are below; you skipped one.")
     hint(got == 30, "at step 30 the value is above the level; the next one is the first below.")
@@ -148,9 +154,20 @@ def check_10_4(answer) -> None:
         as_records(answer(early)) != joined(early),
         "a later run that stopped early still replaces all that came after its start.",
     )
-    hint(
-        as_records(answer([[], run_of(1, 3, 1.0), []])) != run_of(1, 3, 1.0), "a log may be empty."
-    )
+    try:
+        survivor = as_records(answer([[], run_of(1, 3, 1.0), []]))
+    except IndexError as error:
+        raise Wrong("right, but a log may be empty: that run died before its first step") from error
+    hint(survivor != run_of(1, 3, 1.0), "a log may be empty.")
+    for logs in (
+        [run_of(1, 9, 1.0), [], run_of(4, 6, 3.0)],
+        [run_of(1, 9, 1.0), run_of(6, 8, 2.0), run_of(4, 6, 3.0)],
+    ):
+        hint(
+            as_records(answer(logs)) != joined(logs),
+            "a later run cuts all runs before it, not only its neighbour: one between may be "
+            "empty, or begin later.",
+        )
 
 
 def as_records(answer) -> list[dict]:

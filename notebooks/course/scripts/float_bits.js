@@ -1,6 +1,6 @@
-// The bits of a float: sign, exponent, fraction, for formats with 8 or 5 exponent bits.
-const FORMATS = data.formats; // [name, exponent bits, fraction bits]
-// The number nearest to x that a format holds, ties to the even fraction; → {sign, e, f}.
+// The bits of a float: sign, exponent, mantissa, for formats with 8 or 5 exponent bits.
+const FORMATS = data.formats; // [name, exponent bits, mantissa bits]
+// The number nearest to x that a format holds, ties to the even mantissa; → {sign, e, f}.
 function encode(x, [, E, F]) {
   const sign = x < 0 || Object.is(x, -0) ? 1 : 0, bias = 2 ** (E - 1) - 1, top = 2 ** E - 1;
   if (Number.isNaN(x)) return { sign: 0, e: top, f: 2 ** (F - 1) };
@@ -44,7 +44,7 @@ function draw() {
   const [name, E, F] = now(), { sign, e, f } = parts, x = decode(parts, now());
   const text = String(sign) + e.toString(2).padStart(E, "0") + f.toString(2).padStart(F, "0");
   bits.replaceChildren(...[...text].map((bit, i) => {
-    const kind = i === 0 ? "sign" : i <= E ? "exponent" : "fraction";
+    const kind = i === 0 ? "sign" : i <= E ? "exponent" : "mantissa";
     const cell = make("button", { type: "button", onclick: () => flip(i),
       "aria-label": `${kind} bit ${i}: ${bit}`, "aria-pressed": "false" }, bit);
     cell.style.background = mix(0.35, i === 0 ? "--soft" : i <= E ? "--warm" : "--accent");
@@ -57,7 +57,7 @@ function draw() {
   value.textContent = `${name}: ${special} = ${x}\nstep to the next number: ` +
     `${2 ** (power - F)}; wanted ${wanted()}, difference ${x - wanted()}`;
   value.dataset.value = x;
-  says.textContent = `1 sign bit, ${E} exponent bits, ${F} fraction bits: ${1 + E + F} in all. ` +
+  says.textContent = `1 sign bit, ${E} exponent bits, ${F} mantissa bits: ${1 + E + F} in all. ` +
     "Click a bit to change it.";
 }
 show(controls(input.node, format.node), bits, says, value);

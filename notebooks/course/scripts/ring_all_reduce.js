@@ -31,12 +31,13 @@ function drawRing({ held, moves }) {
   for (const { rank, to, chunk } of moves) {
     const [[x, y], [u, v]] = [place(rank), place(to)];
     const [dx, dy] = [u - x, v - y].map((d) => d / Math.hypot(u - x, v - y));
-    const [mx, my] = [(x + u) / 2 + 14 * dy, (y + v) / 2 - 14 * dx]; // beside the line
+    const [mx, my] = [(x + u) / 2 + 34 * dy, (y + v) / 2 - 24 * dx]; // beside the line
     const tip = [(x + 2 * u) / 3, (y + 2 * v) / 3], wing = (side) =>
       `${tip[0] - 11 * dx + side * 5 * dy},${tip[1] - 11 * dy - side * 5 * dx}`;
     parts.push(make("line", { x1: x, y1: y, x2: u, y2: v, stroke: "var(--warm)",
       "stroke-width": 2 }), make("path", { d: `M${tip}L${wing(1)}L${wing(-1)}Z`,
-      fill: "var(--warm)" }), make("text", { x: mx, y: my + 4, "text-anchor": "middle" }, chunk));
+      fill: "var(--warm)" }), make("text", { x: mx, y: my + 4, "text-anchor": "middle" },
+      `piece ${chunk}`));
   }
   held.forEach((row, rank) => {
     const [x, y] = place(rank), size = Math.min(18, 84 / W);
@@ -53,7 +54,7 @@ function draw() {
   const got = new Set(state.moves.map(({ to, chunk }) => `${to} ${chunk}`));
   drawRing(state);
   const head = make("tr", {}, make("th", {}, ""), ...data.gradients[0].map(
-    (_, chunk) => make("th", { scope: "col" }, `chunk ${chunk}`)));
+    (_, chunk) => make("th", { scope: "col" }, `piece ${chunk}`)));
   box.replaceChildren(make("table", {}, head, ...state.held.map((row, rank) =>
     make("tr", {}, make("th", { scope: "row" }, `rank ${rank}`), ...row.map((cell, chunk) => {
       const td = make("td", { class: got.has(`${rank} ${chunk}`) ? "new" : "",
@@ -65,7 +66,7 @@ function draw() {
     : step < W ? `Reduce-scatter, step ${step} of ${W - 1}: each rank adds what it receives.`
       : `All-gather, step ${step - W + 1} of ${W - 1}: finished sums are copied on.`;
   says.textContent = `${part} Each rank has sent ${step}/${W} of its gradients` +
-    (step === LAST ? ": 2 (W − 1)/W, whatever the number of ranks." : ".");
+    (step === LAST ? ": 2 (W − 1)/W, never quite 2, however many ranks." : ".");
 }
 show(controls(...steps.nodes), says, ring, box);
 draw();
