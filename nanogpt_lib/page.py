@@ -2,6 +2,7 @@
 
 python nanogpt_lib/page.py --checkpoint runs/quickstart --out my-gpt.html
 python nanogpt_lib/page.py --checkpoint runs/shakespeare --out bard.html --prompt "ROMEO:"
+python nanogpt_lib/page.py --checkpoint runs/finetune-tasks --out answers.html    a chat
 
 The program in the page is nanogpt_lib/web/*.js; model.js mirrors model.py function by function.
 """
@@ -19,6 +20,8 @@ if __name__ == "__main__" and not __package__:  # run by path: import from the r
 from argparse import Namespace
 from pathlib import Path
 
+from nanogpt_lib import webpage
+from nanogpt_lib.answering import recent
 from nanogpt_lib.load import load_model, say_on_stderr
 from nanogpt_lib.model import GPT, count_parameters
 from nanogpt_lib.prompts import prompt_tokens
@@ -34,7 +37,7 @@ def arguments(argv: list[str] | None) -> Namespace:
     add = parser.add_argument
     add("--checkpoint", required=True, help="a run or another source, as for sample.py")
     add("--out", default="my-gpt.html", help="the file to write")
-    add("--prompt", default="The ", help="the text that the page begins with")
+    add("--prompt", help="the text or question that the page begins with")
     add("--title", default="A GPT in a page", help="its heading")
     weights = "int8, bfloat16, or auto: int8 unless that raises the loss by over 0.5 %%"
     add("--weights", default="auto", choices=("auto", "int8", "bfloat16"), help=weights)
@@ -42,6 +45,17 @@ def arguments(argv: list[str] | None) -> Namespace:
     if Path(args.out).suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out {args.out}: must end in .html, so that a browser opens it")
     return args
+
+
+def beginning(prompt: str | None, tokenizer, block_size: int) -> str:
+    """The prompt, or one that fits the model; raises UserError if it cannot be read."""
+    if webpage.answers(tokenizer):
+        prompt = "What is 12 plus 30?" if prompt is None else prompt
+        recent(tokenizer, [{"role": "user", "content": prompt}], block_size - block_size // 4)
+    else:
+        prompt = "The " if prompt is None else prompt
+        prompt_tokens(tokenizer, prompt, block_size, say_on_stderr)
+    return prompt
 
 
 def check(model: GPT, tokenizer, source: str) -> None:
@@ -62,10 +76,8 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     model, tokenizer = load_model(args.checkpoint)
     check(model, tokenizer, args.checkpoint)
-    prompt_tokens(tokenizer, args.prompt, model.config.block_size, say_on_stderr)
-    page, _, line = make_page(
-        model, tokenizer, prompt=args.prompt, title=args.title, dtype=args.weights
-    )
+    prompt = beginning(args.prompt, tokenizer, model.config.block_size)
+    page, _, line = make_page(model, tokenizer, prompt=prompt, title=args.title, dtype=args.weights)
     out = Path(args.out)
     make_folder(out.parent)
     data = page.encode("utf-8")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nanogpt_lib.conversations import roles_of
 from nanogpt_lib.model import GPT, count_parameters
 from nanogpt_lib.prompts import first_token
 from nanogpt_lib.sampling import generate
@@ -23,7 +24,9 @@ from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.tokenizer import CharTokenizer, GPT2Tokenizer
 
 WEB = Path(__file__).with_name("web")
-SCRIPTS = ("model.js", "sampling.js", "tokenizer.js", "load.js", "panels.js", "page.js")
+SCRIPTS = (
+    "model.js", "sampling.js", "tokenizer.js", "chat.js", "load.js", "panels.js", "page.js",
+)  # fmt: skip
 LARGEST_PAGE = 25_000_000  # parameters: a page of 33 MB that writes some 20 tokens a second
 MOST_RISE = 0.005  # of the loss, by rounding to int8; with more, bfloat16 is taken
 
@@ -31,6 +34,15 @@ MOST_RISE = 0.005  # of the loss, by rounding to int8; with more, bfloat16 is ta
 def fits_page(model: GPT) -> bool:
     """Whether a browser can run it: GPT-2's architecture, and few enough parameters."""
     return isinstance(model, GPT) and count_parameters(model) <= LARGEST_PAGE
+
+
+def answers(tokenizer: GPT2Tokenizer | CharTokenizer) -> bool:
+    """Whether a model with this tokenizer was fine-tuned on conversations: it has role tokens."""
+    try:
+        roles_of(tokenizer)
+    except UserError:
+        return False
+    return True
 
 
 # ---- weights -------------------------------------------------------------------------------------
@@ -162,4 +174,6 @@ def make_page(
         "bytes": len(data), "crc32": zlib.crc32(data), "prompt": prompt, "facts": facts,
         "parameters": count_parameters(model),
     }  # fmt: skip
+    if answers(tokenizer):
+        about["roles"] = roles_of(tokenizer)._asdict()
     return assemble(about, vocabulary(tokenizer), data, title), page, line

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from nanogpt_lib.recipes.encoding import batch_encoder, encode_ahead
 from nanogpt_lib.recipes.shard_writer import ShardWriter
 from nanogpt_lib.recipes.sources import counted, same_dataset
+from nanogpt_lib.recipes.text import for_text, known_tokenizer
 from nanogpt_lib.recipes.text_files import BEGIN, Piece, TextFile, find_files, read_pieces
 from nanogpt_lib.recipes.text_files import fingerprint as text_fingerprint
 from nanogpt_lib.shards import SHARD_TOKENS, document_row
@@ -79,16 +80,17 @@ def encode_pieces(
         yield piece, row if piece.begins else row[1:]
 
 
-def choose_tokenizer(name: str, contents: Contents, source: str) -> CharTokenizer | GPT2Tokenizer:
+def choose_tokenizer(
+    known: CharTokenizer | GPT2Tokenizer | None, contents: Contents, source: str
+) -> CharTokenizer | GPT2Tokenizer:
     """The tokenizer; raises UserError if there are more characters than uint16 ids."""
-    if name == "gpt2":
-        return GPT2Tokenizer()
-    if len(contents.alphabet) > 2**16:
+    tokenizer = for_text(known, "".join(contents.alphabet))
+    if tokenizer.vocab_size > 2**16:
         raise UserError(
-            f"{source}: {len(contents.alphabet):,} different characters; a shard can hold at most "
+            f"{source}: {tokenizer.vocab_size:,} different characters; a shard can hold at most "
             f"65,536; use --tokenizer gpt2"
         )
-    return CharTokenizer("".join(contents.alphabet))
+    return tokenizer
 
 
 def describe_source(files: list[TextFile]) -> str:
@@ -114,17 +116,19 @@ def make_text_dataset(
     if hidden or others:
         print(f"skipped: {counted(hidden, 'hidden file')}, {others:,} of other kinds")
     make_folder(out)
-    fingerprint = text_fingerprint(files, tokenizer_name, column)
+    known = known_tokenizer(tokenizer_name)
+    whose = known.describe() if isinstance(known, CharTokenizer) else tokenizer_name
+    fingerprint = text_fingerprint(files, whose, column)
     if (meta := same_dataset(out, fingerprint, name)) is not None:
         print(f"{out}: already there, made from the same files")
         return meta
-    separator = "\n\n" if tokenizer_name == "char" else ""
+    separator = "" if isinstance(known, GPT2Tokenizer) else "\n\n"
     contents, source = survey(files, column, separator), describe_source(files)
     if contents.characters < 20:
         raise UserError(f"{given[0]}: {contents.characters} characters of text are too few")
-    tokenizer = choose_tokenizer(tokenizer_name, contents, source)
+    tokenizer = choose_tokenizer(known, contents, source)
     writer = ShardWriter(out, 0, shard_tokens, fingerprint)
-    most = 2 * contents.characters if tokenizer_name == "char" else contents.size * 2 / 3
+    most = 2 * contents.characters if separator else contents.size * 2 / 3
     require_space(out, most, f"about {in_units(most)} for tokens needed")
     if writer.progress.meta is None:
         start = tuple(writer.progress.position or BEGIN)

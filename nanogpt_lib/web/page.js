@@ -7,7 +7,8 @@ const $ = (id) => document.getElementById(id);
 let about, tokenizer, model, stream;
 let seen = []; // for every token: what the model expected after it
 let spans = []; // and its element
-let yours = 0; // tokens that the reader wrote
+let yours = []; // for every token of the beginning: whether the reader wrote it
+let roles = null; // the role tokens of a model that answers
 let random; // generator of this text
 let last; // after its last token: logits, the model's probabilities, and those to draw from
 let chosen = null; // the token looked at; null: follow the last one
@@ -56,9 +57,11 @@ async function go(count) {
     if (!stream.feed(16, expected)) { // all read
       if (wrote === count) break;
       const token = draw(last.drawing, random);
-      if (token === tokenizer.eot) { say("The model ended its text."); break; }
+      const ended = roles ? is_role(token, roles) : token === tokenizer.eot;
+      if (ended && !roles) { say("The model ended its text."); break; }
       seen[stream.tokens.length - 1].loss = -Math.log(last.probs[token]);
-      stream.tokens.push(token);
+      stream.tokens.push(ended ? roles.end : token);
+      if (ended) break;
       wrote++;
     }
     if (performance.now() - slice < 25) continue;
@@ -76,7 +79,7 @@ function progress(wrote, count, began) {
   const now = performance.now(), seconds = (now - began) / 1000;
   const unread = stream.tokens.length - stream.read;
   if (count && wrote) say(`${wrote} ${unit()}s, ${Math.round(wrote / seconds)} per second`);
-  else say(unread ? `reading, ${unread} to go` : `${yours} ${unit()}s read`);
+  else say(unread ? `reading, ${unread} to go` : `${stream.read} ${unit()}s read`);
   append();
   if (now - drawn < 150 && wrote < count) return; // the model comes first
   drawn = now;
@@ -96,21 +99,42 @@ function begin(count) {
       throw new Error(`This text has ${text.length.toLocaleString("en")} characters; the page ` +
         `reads at most ${MOST.toLocaleString("en")}.`);
     }
-    const ids = tokenizer.encode(text);
+    const ids = roles
+      ? ask(stream?.tokens ?? [], text, tokenizer, roles, model.config.block_size - count)
+      : tokenizer.encode(text);
     stream = new Stream(model);
     stream.tokens = ids.length ? ids : [tokenizer.first];
   } catch (error) {
     buttons(false);
     return say(error.message, true);
   }
-  yours = stream.tokens.length;
+  yours = roles ? asked(stream.tokens, roles) : stream.tokens.map(() => true);
+  if (roles) $("prompt").value = "";
   [seen, spans, chosen, random] = [[], [], null, generator(value("seed"))];
   $("text").replaceChildren();
   go(count);
 }
 
-const write = () => begin(Math.max(1, Math.min(5000, value("length") || 400)));
+const most = () => (roles ? model.config.block_size >> 1 : 5000); // tokens to write
+const write = () => begin(Math.max(1, Math.min(most(), value("length") || 400)));
 const stop = () => { run++; buttons(false); };
+function more() {
+  if (!roles) { chosen = null; return go(value("length") || 400); }
+  [stream, last, seen, spans, yours] = [null, null, [], [], []]; // another conversation
+  for (const id of ["text", "bars"]) $(id).replaceChildren();
+  for (const id of ["summary", "after", "looks"]) $(id).textContent = "";
+  for (const canvas of document.querySelectorAll("#heads canvas")) canvas.width = 96; // empty
+  say("");
+  buttons(false);
+}
+function talk() { // the page of a model that answers
+  roles = about.roles;
+  $("prompt").labels[0].textContent = "Ask. The model answers, and sees the conversation so far.";
+  [$("write").textContent, $("more").textContent] = ["Ask", "New conversation"];
+  $("read").hidden = true;
+  $("temperature").value = 0;
+  [$("length").value, $("length").max] = [model.config.block_size >> 2, most()];
+}
 
 // ---- what the reader does -----------------------------------------------------------------------
 
@@ -125,7 +149,9 @@ function redraw() { // settings changed: what would now be drawn after the last 
     const number = value(output.htmlFor.value);
     output.textContent = output.htmlFor.value === "top_k" ? top_k() || "all" : number.toFixed(2);
   }
-  if (last && stream.read === stream.tokens.length) expected(stream.read - 1, last.logits), bars();
+  if (!last || stream.read !== stream.tokens.length) return;
+  expected(stream.read - 1, last.logits);
+  bars();
 }
 
 function start() {
@@ -137,6 +163,7 @@ function start() {
   }
   $("facts").textContent = about.facts;
   $("prompt").value = about.prompt;
+  if (about.roles) talk();
   make_heads();
   redraw();
   $("write").addEventListener("click", write);
@@ -145,9 +172,10 @@ function start() {
     begin(0);
   });
   $("stop").addEventListener("click", stop);
-  $("more").addEventListener("click", () => { chosen = null; go(value("length") || 400); });
+  $("more").addEventListener("click", more);
   $("prompt").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) write();
+    const send = event.ctrlKey || event.metaKey || (roles && !event.shiftKey);
+    if (event.key === "Enter" && send) { event.preventDefault(); write(); }
   });
   $("text").addEventListener("click", (event) => {
     if (event.target.dataset.position) choose(+event.target.dataset.position);

@@ -16,8 +16,9 @@ function append() {
     const span = document.createElement("span"), id = stream.tokens[i];
     span.textContent = id === tokenizer.eot && i === 0 ? ""
       : decoder.decode(tokenizer.bytes(id), { stream: true });
+    if (roles && i > 1 && (id === roles.user || id === roles.assistant)) span.prepend("\n");
     span.dataset.position = i;
-    if (i < yours) span.className = "yours";
+    if (yours[i]) span.className = "yours";
     spans.push(span);
     fresh.append(span);
   }
@@ -67,15 +68,15 @@ function colour() {
     attention: `layer ${head.layer}, head ${head.head}, from the token looked at` }[mode];
 }
 
-function average(from, to) {
+function average(mine) { // of the reader's tokens, or of the others
   let sum = 0, n = 0;
-  for (let i = Math.max(1, from); i < to; i++) {
-    if (seen[i - 1]?.loss != null) { sum += seen[i - 1].loss; n++; }
+  for (let i = 1; i < stream.tokens.length; i++) {
+    if (!!yours[i] === mine && seen[i - 1]?.loss != null) { sum += seen[i - 1].loss; n++; }
   }
   return n ? (sum / n).toFixed(3) : null;
 }
 function summary() {
-  const mine = average(0, yours), its = average(yours, stream.tokens.length);
+  const mine = average(true), its = average(false);
   $("summary").textContent = [
     mine && `Mean loss of your text: ${mine} nats per ${unit()}.`,
     its && `Of what it wrote: ${its}.`,
@@ -162,6 +163,7 @@ function looks(mine, at) {
 }
 
 function show() {
+  if (!stream) return;
   append();
   if (!stream.read) return;
   colour();

@@ -34,13 +34,14 @@ class GPT2Tokenizer { // byte pairs: ids are the order in which merges were lear
     this.vocab_size = tokens.length + this.names.length;
     this.known = new Map(); // pieces encoded before
   }
-  // Names of special tokens become those tokens; the rest is split and merged.
-  encode(text) {
+  // Names of special tokens become those tokens, unless `special` is false; the rest is split and
+  // merged.
+  encode(text, special = true) {
     const ids = [], longest = [...this.names].sort((a, b) => b.length - a.length);
     const name = new RegExp("(" + longest.map(
       (n) => n.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("|") + ")");
-    for (const part of text.split(name)) {
-      if (this.names.includes(part)) ids.push(this.eot + this.names.indexOf(part));
+    for (const part of special ? text.split(name) : [text]) {
+      if (special && this.names.includes(part)) ids.push(this.eot + this.names.indexOf(part));
       else for (const [piece] of part.matchAll(GPT2_SPLIT)) ids.push(...this.merge(piece));
     }
     return ids;
