@@ -43,6 +43,7 @@ from nanogpt_lib.graphs import fast_sampling, graph_stream
 from nanogpt_lib.model import GPT, GPTConfig, count_parameters
 from nanogpt_lib.presets import PRESETS
 from nanogpt_lib.sampling import stream
+from nanogpt_lib.scaling import Sizes, sizes_of
 from nanogpt_lib.support.cli import OneLineParser, run_program
 from nanogpt_lib.support.files import write_json
 from nanogpt_lib.support.machine import describe_machine, name_of
@@ -80,10 +81,10 @@ class Rate:
     flops_per_second: float
     update_seconds_per_parameter: float
 
-    def step_seconds(self, config: TrainConfig, model: GPT) -> float:
+    def step_seconds(self, config: TrainConfig, sizes: Sizes) -> float:
         """Seconds of one optimizer step of a preset: its micro-batches and the update."""
-        products = config.total_batch_size * flops_per_token(model) / self.flops_per_second
-        return products + self.update_seconds_per_parameter * count_parameters(model)
+        products = config.total_batch_size * sizes.flops / self.flops_per_second
+        return products + self.update_seconds_per_parameter * sizes.parameters
 
 
 def measure(name: str, rows: int, block: int, device: torch.device, repeats: int) -> Rate:
@@ -130,11 +131,12 @@ def estimate(name: str, rates: dict[str, Rate | str], memory: float | None, dtyp
     own = state_bytes(OPTIMIZERS[config.optimizer](model, config, dtype))
     step_rows = config.total_batch_size // config.block_size
     fits = rows_that_fit(model, dtype, memory, step_rows, own) if memory else None
-    row = {"preset": name, "parameters": count_parameters(model), "rows": fits}
+    sizes = sizes_of(model)
+    row = {"preset": name, "parameters": sizes.parameters, "rows": fits}
     rate = rates[SMALL if config.n_embd < 512 else LARGE]
     if isinstance(rate, str) or fits == 0:
         return row
-    step = rate.step_seconds(config, model)
+    step = rate.step_seconds(config, sizes)
     speed = config.total_batch_size / step
     # with `minutes` set, the machine decides how many steps
     seconds = 60 * config.minutes or training_seconds(config, speed)

@@ -45,6 +45,7 @@ from nanogpt_lib.preflight.machine import (
 )
 from nanogpt_lib.preflight.processes import against_one, one_process
 from nanogpt_lib.preflight.whole_run import whole_run
+from nanogpt_lib.scaling import sizes_of
 from nanogpt_lib.start import open_source
 from nanogpt_lib.support.checks import Checks, Note, quiet
 from nanogpt_lib.support.errors import UserError
@@ -134,8 +135,9 @@ def plan_model(flight: Flight) -> str:
         flight.model = MODELS[config.model](model_config(config, vocab_size))
     optimizer = OPTIMIZERS[config.optimizer](flight.model, config, flight.dtype)
     flight.optimizer_bytes = state_bytes(optimizer)
-    parameters = sum(p.numel() for p in flight.model.parameters())
-    text = f"{parameters:,} parameters, {config.optimizer}, {str(flight.dtype)[6:]}"
+    sizes = sizes_of(flight.model)
+    work = f"{sizes.flops / 1e9:.3g} GFLOP per token"
+    text = f"{sizes.parameters:,} parameters, {work}, {config.optimizer}, {str(flight.dtype)[6:]}"
     return f"{text}; {len(items):,} HellaSwag items" if config.hellaswag_every else text
 
 
