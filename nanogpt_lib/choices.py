@@ -11,12 +11,13 @@ import torch.nn as nn
 
 from nanogpt_lib.config import TrainConfig
 from nanogpt_lib.model import GPT, GPTConfig
+from nanogpt_lib.modern import ModernGPT
 from nanogpt_lib.muon import METHODS, Muon
 from nanogpt_lib.optimizer import learning_rate_at, make_optimizer
 
 # --- models -------------------------------------------------------------------------------------
 
-MODELS: dict[str, type[GPT]] = {"gpt2": GPT}
+MODELS: dict[str, type[nn.Module]] = {"gpt2": GPT, "modern": ModernGPT}
 
 # SHAPE: the settings that saved weights fix; dropout and the attention kernel may still change
 FREE = ("vocab_size", "dropout", "attention")

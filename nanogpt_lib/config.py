@@ -134,6 +134,12 @@ class TrainConfig:
     beta1: float = option(0.9, "decay of the gradient's running mean (AdamW's and Muon's)")
     beta2: float = option(0.95, "decay of the squared gradient's running mean (AdamW's)")
     grad_clip: float = option(1.0, "clip the gradient to this norm (0: no clipping)")
+    loss_on: str = option(
+        "text",
+        "text: every token of one long text; or whole conversations packed into rows, with the "
+        "loss on their answers only, or on all their tokens (conversations)",
+        ("text", "answers", "conversations"),
+    )
     shuffle: bool = option(True, "visit the windows of each epoch in a seeded random order")
     verify_data: bool = option(True, "check the shards' SHA-256 before the first step")
     skip_bad_steps: int = option(

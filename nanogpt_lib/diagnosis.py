@@ -172,8 +172,10 @@ def gradients(h: History) -> Symptom | None:
         since = steps[small[-1] + 1] if len(small) else steps[0]
         text = f"dead gradients: their norm is {now:.1g} since step {since}"
         return Symptom("dead gradients", int(since), text, "stop: the weights no longer change")
+    if len(norms) < 200:
+        return None
     usual = float(np.median(norms[20:]))
-    if len(norms) >= 200 and now > 10 * usual:
+    if now > 10 * usual:
         text = f"the gradient norm is {now:.3g}; it was {usual:.3g}"
         return Symptom("gradients", int(steps[-20]), text, "the loss may follow; lower the rate")
     return None

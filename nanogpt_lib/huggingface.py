@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nanogpt_lib.load import load_model
-from nanogpt_lib.model import count_parameters
+from nanogpt_lib.model import GPT, count_parameters
 from nanogpt_lib.model_card import model_card
 from nanogpt_lib.pretrained import to_huggingface
 from nanogpt_lib.support.cli import OneLineParser, run_program
@@ -79,6 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.folder.exists():
         raise UserError(f"{args.folder}: exists already; choose another folder")
     model, tokenizer = load_model(args.run)
+    if type(model) is not GPT:
+        raise UserError(f"{args.run}: transformers has no architecture like this model's")
     card = model_card(args.run, args.folder.name, count_parameters(model), args.license)
     save_huggingface(args.folder, vars(model.config), model.state_dict(), tokenizer)
     (args.folder / "README.md").write_text(card, encoding="utf-8", newline="\n")

@@ -62,6 +62,12 @@ PRESETS: dict[str, dict] = {
         GPT2_124M, out="runs/gpt2-1558m", n_layer=48, n_head=25, n_embd=1600,
         batch_size=8, learning_rate=2e-4, min_lr=2e-5,
     ),
+    # the modern model (modern.py); as many tokens as in modded-nanogpt's logs; not measured yet
+    "modern-124m": dict(
+        GPT2_124M, out="runs/modern-124m", model="modern", n_head=6, bias=False,
+        batch_size=32, max_steps=3250, optimizer="muon", learning_rate=4e-3, min_lr=0.0,
+        muon_learning_rate=0.02, schedule="wsd", warmup_steps=100, weight_decay=0.0,
+    ),
     "gpt3-125m": dict(GPT2_124M, out="runs/gpt3-125m", block_size=2048, batch_size=32),
     "finetune-shakespeare": dict(
         data="data/shakespeare_gpt2", out="runs/finetune-shakespeare", init_from="gpt2",
@@ -69,6 +75,24 @@ PRESETS: dict[str, dict] = {
         learning_rate=3e-5, min_lr=3e-5, warmup_steps=0,
         eval_every=10, eval_tokens=32_768, save_every=20, sample_every=20,
         sample_prompt="\n", log_every=1,
+    ),
+    # GPT-2 learns to answer, on Dolly (data/conversations.py); not measured yet
+    "finetune-chat": dict(
+        data="data/dolly", out="runs/finetune-chat", init_from="gpt2", loss_on="answers",
+        batch_size=8, total_batch_size=32 * 1024, max_steps=300,
+        learning_rate=3e-5, min_lr=3e-6, warmup_steps=20, weight_decay=0.0,
+        eval_every=50, eval_tokens=65_536, save_every=100, sample_every=0, log_every=10,
+    ),
+    # the recorded model learns to answer; see chapter 11
+    "finetune-tasks": dict(
+        data="data/tasks", out="runs/finetune-tasks", init_from="notebooks/recorded/model",
+        n_layer=4, n_head=4, n_embd=256, block_size=256, bias=False, vocab_multiple=1,
+        attention="manual", loss_on="answers",
+        batch_size=8, total_batch_size=8 * 256, minutes=5.0, max_steps=1000,
+        optimizer="muon", learning_rate=2e-3, min_lr=1e-5, muon_learning_rate=0.006,
+        muon_method="halley", schedule="wsd", warmup_steps=30, weight_decay=0.0,
+        eval_every=100, eval_tokens=32_768, save_every=500, sample_every=0,
+        sample_prompt="¶▸What is 12 plus 30?◂", sample_tokens=8, log_every=20,
     ),
 }  # fmt: skip
 

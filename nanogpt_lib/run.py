@@ -11,6 +11,7 @@ import torch.nn as nn
 from nanogpt_lib.checkpoint import load_optimizer, save_checkpoint
 from nanogpt_lib.choices import MODELS, OPTIMIZERS, Optimizers, model_config, state_bytes
 from nanogpt_lib.config import TrainConfig, as_dict, micro_batch
+from nanogpt_lib.conversations import ConversationLoader, roles_of
 from nanogpt_lib.device import allow_tf32, choose_dtype
 from nanogpt_lib.hellaswag import Item, read_items
 from nanogpt_lib.loader import TokenLoader
@@ -70,7 +71,7 @@ class Run:
     model: nn.Module | None = None  # the same weights, compiled and wrapped, for training
     optimizer: torch.optim.Optimizer | Optimizers | None = None
     scaler: torch.amp.GradScaler | None = None
-    loader: TokenLoader | ReadAhead | None = None
+    loader: TokenLoader | ConversationLoader | ReadAhead | None = None
     prompt: list[int] = field(default_factory=list)  # tokens of the samples' prompt
     log: RunLog | None = None  # rank 0 only
     progress: Progress = field(default_factory=Progress)
@@ -171,18 +172,15 @@ def prepare(config: TrainConfig, world: World, device: torch.device, meta: dict)
     return run
 
 
-def open_loader(run: Run) -> TokenLoader | ReadAhead:
+def open_loader(run: Run) -> TokenLoader | ConversationLoader | ReadAhead:
     """A loader at the start of the training data."""
-    loader = TokenLoader(
-        TokenStream(run.config.data, "train"),
-        run.rows,
-        run.config.block_size,
-        rank=run.world.rank,
-        world_size=run.world.size,
-        shuffle=run.config.shuffle,
-        seed=run.config.seed,
-    )
-    return feed(loader, run.device)
+    config, kind = run.config, TokenLoader
+    how = dict(rank=run.world.rank, world_size=run.world.size, shuffle=config.shuffle)
+    if config.loss_on != "text":
+        kind, how["roles"] = ConversationLoader, roles_of(run.tokenizer)
+        how["answers_only"] = config.loss_on == "answers"
+    tokens = TokenStream(config.data, "train")
+    return feed(kind(tokens, run.rows, config.block_size, seed=config.seed, **how), run.device)
 
 
 def choose_prompt(run: Run) -> list[int]:

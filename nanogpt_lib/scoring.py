@@ -22,6 +22,7 @@ from nanogpt_lib.context import Context
 from nanogpt_lib.distributed import all_reduce_sum
 from nanogpt_lib.hellaswag import SCORES, Item, choose_endings
 from nanogpt_lib.model import GPT
+from nanogpt_lib.sampling import next_token_logits
 from nanogpt_lib.support.errors import UserError
 from nanogpt_lib.support.evaluating import evaluating, join_evaluation
 from nanogpt_lib.support.packed import fast_inference
@@ -117,7 +118,20 @@ class CentredHead(nn.Module):
         return log_sums[source] - (exact[source] * self.weight[targets]).sum(dim=1)
 
 
-def tree_losses(model: GPT, trees: list[Tree], head: CentredHead) -> Tensor:
+class OwnHead(nn.Module):
+    """The model's own head, for one that is more than a matrix; the interface of CentredHead."""
+
+    def __init__(self, model: GPT):
+        super().__init__()
+        self.model, self.weight = model, model.lm_head.weight
+
+    def forward(self, hidden: Tensor, targets: Tensor, source: Tensor) -> Tensor:
+        """Cross entropy of M predictions in nats, (M,), float32."""
+        logits = next_token_logits(self.model, hidden)  # (N, V)
+        return logits.logsumexp(dim=1)[source] - logits[source, targets]
+
+
+def tree_losses(model: GPT, trees: list[Tree], head: CentredHead | OwnHead) -> Tensor:
     """Loss of every ending in nats, (items, 4), float32, from one forward pass for all trees.
 
     Padding is on the right, where no token of the item attends to it.
@@ -167,7 +181,8 @@ def item_losses(
     """
     device = torch.device(device)
     budget = budget or (1024 if device.type == "cpu" else 16384)
-    head, sums = CentredHead(model), torch.empty(len(items), 4)
+    head = (CentredHead if type(model.lm_head) is nn.Linear else OwnHead)(model)
+    sums = torch.empty(len(items), 4)
     trees = [build_tree(item, model.config.block_size) for item in items]
     order = sorted(range(len(items)), key=lambda i: len(trees[i].tokens))
     lengths = [len(trees[i].tokens) for i in order]

@@ -34,9 +34,11 @@ from pathlib import Path
 
 import torch
 
+from nanogpt_lib.answering import answer_loss
 from nanogpt_lib.arguments import parse_config
 from nanogpt_lib.choices import MODELS, SCHEDULES
 from nanogpt_lib.config import TrainConfig, micro_batch
+from nanogpt_lib.conversations import roles_of
 from nanogpt_lib.device import autocast, detect_device, flops_per_token, peak_flops
 from nanogpt_lib.distributed import all_reduce_sum, clip_gradients, sync_gradients
 from nanogpt_lib.evaluation import validation_loss
@@ -95,7 +97,10 @@ def evaluate(run: Run, model: GPT) -> dict[str, float]:
         rows = run.eval_rows
         sizes = dict(tokens=config.eval_tokens, batch_size=rows)
         with fast_inference(model, run.device, run.dtype, rows * config.block_size):
-            loss = validation_loss(model, run.val_stream, **sizes, **where)
+            if config.loss_on == "text":
+                loss = validation_loss(model, run.val_stream, **sizes, **where)
+            else:
+                loss = answer_loss(model, run.val_stream, roles_of(run.tokenizer), **sizes, **where)
         metrics["val_loss"] = loss
         run.say(f"step {run.step:5d} | validation loss {loss:.4f}")
         if not math.isfinite(loss):
