@@ -426,7 +426,12 @@ def test_sharded_accumulated_clipped_updates_equal_one_process(name, ranks, refe
         found = saw["fsdp " + name][1]
         assert found.keys() == weights.keys()
         for key, weight in weights.items():
-            torch.testing.assert_close(found[key], weight.detach(), atol=1e-5, rtol=0)
+            pair = [found[key], weight.detach()]
+            if key.endswith("attn.c_attn.bias"):
+                # softmax ignores what is added to all keys alike: the gradient of their biases is
+                # rounding noise, which Adam divides by itself
+                pair = [torch.cat([bias[:16], bias[32:]]) for bias in pair]
+            torch.testing.assert_close(*pair, atol=1e-5, rtol=0)
 
 
 def test_an_overflow_in_the_part_of_one_rank_makes_all_skip_the_update(ranks):

@@ -53,6 +53,20 @@ def logits(model: GPT) -> torch.Tensor:
     return model.eval()(IDX)[0]
 
 
+def same_model(loaded: GPT, model: GPT) -> bool:
+    """Equal weights, though one may pad its vocabulary with rows that the other lacks; so equal
+    logits, but for rounding: some processors add up a matrix of another height in another order."""
+    theirs, rows = model.state_dict(), loaded.config.vocab_size
+    equal = all(
+        torch.equal(tensor[:rows], theirs[name][:rows])
+        if name in ("lm_head.weight", "transformer.wte.weight")
+        else torch.equal(tensor, theirs[name])
+        for name, tensor in loaded.state_dict().items()
+    )
+    close = torch.allclose(logits(loaded), logits(model)[..., :rows], rtol=1e-5, atol=1e-5)
+    return equal and close and theirs.keys() == loaded.state_dict().keys()
+
+
 def heard(source, **changes) -> tuple[GPT, object, str]:
     """load_model, and the one line it says."""
     lines: list[str] = []
@@ -237,7 +251,7 @@ def test_a_token_added_behind_gpt2s_has_its_name(tmp_path, where):
     }
     write_bpe(folder, **{where: content[where]})
     loaded, tokenizer, line = heard(folder)
-    assert torch.equal(logits(loaded), logits(model)) and loaded.config.vocab_size == 50258
+    assert same_model(loaded, model) and loaded.config.vocab_size == 50258
     assert tokenizer.decode([15496, 50257]) == "Hello<|pad|>" and "<|pad|>" in line
     save_huggingface(tmp_path / "again", vars(loaded.config), loaded.state_dict(), tokenizer)
     assert same_tokenizer(heard(tmp_path / "again")[1], tokenizer)
@@ -258,7 +272,7 @@ def test_rows_without_a_token_are_padding_and_a_token_without_a_row_is_said(tmp_
     write_bpe(folder, **{"added_tokens.json": '{"<|pad|>": 50257}'})
     loaded, tokenizer, _ = heard(folder)
     assert loaded.config.vocab_size == tokenizer.vocab_size == 50258
-    assert torch.equal(logits(loaded), logits(model)[..., :50258])
+    assert same_model(loaded, model)
     folder = write_folder(tmp_path / "fewer", GPT2_LIKE)
     write_bpe(folder, **{"added_tokens.json": '{"<|pad|>": 50257}'})
     _, tokenizer, line = heard(folder)
@@ -281,7 +295,7 @@ def test_our_own_export_of_characters_is_read_back(tmp_path):
     model = small()
     save_huggingface(tmp_path, vars(model.config), model.state_dict(), CHARS)
     loaded, tokenizer, line = heard(tmp_path)
-    assert torch.equal(logits(loaded), logits(model)) and same_tokenizer(tokenizer, CHARS)
+    assert same_model(loaded, model) and same_tokenizer(tokenizer, CHARS)
     assert line.endswith(f"{CHARS.vocab_size} characters")
 
 
@@ -429,7 +443,7 @@ def test_nanogpts_checkpoint_is_imported_from_the_file_or_its_folder(tmp_path, b
     path = nanogpt_file(tmp_path / "out/ckpt.pt", model)
     for source in (path, path.parent, str(path)):
         loaded, tokenizer, line = heard(source)
-        assert torch.equal(logits(loaded), logits(model)) and loaded.config.bias is bias
+        assert same_model(loaded, model) and loaded.config.bias is bias
         assert loaded.config.vocab_size == 50257 and same_tokenizer(tokenizer, GPT2Tokenizer())
         assert "ckpt.pt of nanoGPT" in line
 
@@ -442,7 +456,7 @@ def test_nanogpts_characters_come_from_characters_json_and_no_pickle_is_opened(t
     assert tokenizer is None and "characters.json" in line
     (tmp_path / "characters.json").write_text(json.dumps(CHARS.characters))
     loaded, tokenizer, _ = heard(path)
-    assert torch.equal(logits(loaded), logits(model)) and same_tokenizer(tokenizer, CHARS)
+    assert same_model(loaded, model) and same_tokenizer(tokenizer, CHARS)
 
 
 def test_the_lectures_newest_checkpoint_is_imported_without_its_class(tmp_path, monkeypatch):
@@ -453,7 +467,7 @@ def test_the_lectures_newest_checkpoint_is_imported_without_its_class(tmp_path, 
     path = lecture_file(tmp_path / "log/model_19072.pt", model, monkeypatch)
     for source in (path, tmp_path / "log"):
         loaded, tokenizer, line = heard(source)
-        assert torch.equal(logits(loaded), logits(model)) and loaded.config.bias
+        assert same_model(loaded, model) and loaded.config.bias
         assert same_tokenizer(tokenizer, GPT2Tokenizer())
         assert "model_19072.pt of build-nanogpt" in line
 
@@ -475,7 +489,7 @@ def test_nothing_in_a_foreign_checkpoint_is_ever_run(tmp_path, function):
     path = nanogpt_file(tmp_path / "ckpt.pt", model, more=Bomb(proof, function), seed=np.float64(3))
     try:
         loaded, _, _ = heard(path)
-        assert torch.equal(logits(loaded), logits(model))  # it became an empty holder
+        assert same_model(loaded, model)  # it became an empty holder
     except UserError as error:
         assert "refused" in str(error)  # modules such as posix are refused outright
     assert not proof.exists()

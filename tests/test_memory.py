@@ -16,7 +16,7 @@ from conftest import ROOT, TINY
 from nanogpt_course.measuring import peak_bytes
 from nanogpt_lib import run as run_module
 from nanogpt_lib import train
-from nanogpt_lib.choices import OPTIMIZERS, model_config, state_bytes
+from nanogpt_lib.choices import MODELS, OPTIMIZERS, model_config, state_bytes
 from nanogpt_lib.config import TrainConfig
 from nanogpt_lib.device import autocast, compile_model
 from nanogpt_lib.model import GPT, GPTConfig
@@ -202,11 +202,12 @@ def test_readmes_table_holds_what_each_preset_keeps_with_its_own_optimizer():
         characters = {
             "quickstart": 95,
             "recorded": 95,
+            "finetune-tasks": 100,
             "shakespeare-char": 65,
             "shakespeare-char-gpu": 65,
         }
         with torch.device("meta"):
-            model = GPT(model_config(config, characters.get(name, 50257)))
+            model = MODELS[config.model](model_config(config, characters.get(name, 50257)))
         optimizer = OPTIMIZERS[config.optimizer](model, config, torch.float32)
         kept = 8 * sum(p.numel() for p in model.parameters()) + state_bytes(optimizer)
         assert round(kept / 1e9, len(gigabytes.partition(".")[2])) == float(gigabytes), name

@@ -353,7 +353,11 @@ def test_a_killed_preflight_leaves_nothing(tiny_data, tmp_path, number):
     flags = [*TINY, "--data", tiny_data, "--out", tmp_path / "run"]
     command = [sys.executable, ROOT / "tests/sick.py", tmp_path, "stuck", *flags]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([*map(str, command)], env=env, stdout=subprocess.DEVNULL, stderr=-3)
+    process = subprocess.Popen(
+        [*map(str, command)], env=env, stdout=subprocess.DEVNULL, stderr=-3,
+        # a shell lets what it starts in the background ignore Ctrl-C, and so would this process
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     while not [*tmp_path.glob(".preflight-*/checkpoints/step_*/state.json")]:
         assert process.poll() is None
         time.sleep(0.02)

@@ -40,7 +40,9 @@ def test_they_end_when_their_folder_goes(tmp_path):
 
 def test_a_script_that_fails_under_torchrun_says_why(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("import os\nprint('rank', os.environ['RANK'])\n")
+    # torchrun's Python is unbuffered: print writes in pieces, which two ranks may interleave
+    line = "f\"rank {os.environ['RANK']}\\n\""
+    script.write_text(f"import os, sys\nsys.stdout.write({line})\n")
     assert sorted(torchrun(script, 2).splitlines()) == ["rank 0", "rank 1"]
     script.write_text("raise SystemExit('out of luck')\n")
     with pytest.raises(RuntimeError, match="out of luck"):

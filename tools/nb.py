@@ -20,6 +20,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nanogpt_lib.support.threads import wait_briefly
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 FOLDED = {"source_hidden": True}
@@ -140,6 +142,7 @@ def run(path: Path, smoke: bool) -> None:
     from nbclient.exceptions import CellExecutionError
 
     os.environ["NANOGPT_SMOKE"] = "1" if smoke else "0"
+    wait_briefly()  # the kernel inherits it, as from `make lab`
     if smoke:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the tests run it (conftest.py)
     nb = nbformat.read(path, as_version=4)
