@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests
 from readme import README, programs
 
 from conftest import ROOT, TINY, write_tiny_data
+from nanogpt_lib.presets import PRESETS
 
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 LOCAL = ["--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=2"]
@@ -58,7 +59,8 @@ def quickstart(work: Path) -> str:
 def training_lines(work: Path) -> str:
     """Every line that trains, with two processes and a small model; then its run is resumed."""
     lines = {c: w for c, w in programs().items() if w[0].endswith("train.py") and "[" not in c}
-    lines = {c: w for c, w in lines.items() if not {"--init-from", "finetune-shakespeare"} & set(w)}
+    tuned = {name for name, preset in PRESETS.items() if "init_from" in preset} | {"--init-from"}
+    lines = {c: w for c, w in lines.items() if not tuned & set(w)}  # they bring their own tokens
     assert len(lines) >= 5
     for number, (command, words) in enumerate(lines.items()):
         if "--resume" in words or "--auto-resume" in words:
@@ -76,6 +78,17 @@ def training_lines(work: Path) -> str:
         said = run([*launch, ROOT / "nanogpt_lib/train.py", *rest], work)
         assert "resumed from" in said, command
     return f"{len(lines)} lines"
+
+
+def answering(work: Path) -> str:
+    """The tasks, the recorded model fine-tuned on them in fewer steps, and a question to it."""
+    run([ROOT / "data/tasks.py", "--out", work / "tasks"], work)
+    tuned = ["finetune-tasks", "--data", work / "tasks", "--out", work / "tuned"]
+    run([ROOT / "nanogpt_lib/train.py", *tuned, "--max-steps", "200"], work)
+    ask = ["--checkpoint", work / "tuned", "--ask", "What is 12 plus 30?"]
+    answer = run([ROOT / "nanogpt_lib/chat.py", *ask], work).strip()
+    assert re.fullmatch(r"\d+\.?", answer), f"no number: {answer!r}"
+    return f"12 plus 30 is {answer} after 200 steps"
 
 
 def recipes(work: Path) -> str:
@@ -116,7 +129,7 @@ def lecture(work: Path) -> str:
 
 
 CLAIMS: list[Callable[[Path], str]] = [
-    recipes, training_lines, lecture, torture, quickstart, bench,
+    recipes, training_lines, answering, lecture, torture, quickstart, bench,
 ]  # fmt: skip
 CHECKOUT: Path | None = None
 
