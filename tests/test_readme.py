@@ -17,9 +17,9 @@ from readme import README, blocks, commands, other, programs
 
 from conftest import ROOT
 from nanogpt_lib.arguments import parse_config
-from nanogpt_lib.choices import model_config
+from nanogpt_lib.choices import MODELS, model_config
 from nanogpt_lib.config import TIMED_STEPS, TrainConfig
-from nanogpt_lib.model import GPT, count_parameters
+from nanogpt_lib.model import count_parameters
 from nanogpt_lib.pace import in_words
 from nanogpt_lib.presets import PRESETS
 
@@ -163,12 +163,13 @@ def test_the_slurm_script_starts_what_torchrun_and_train_know(tmp_path):
     assert config.auto_resume and config.out == "runs/gpt2-124m"
 
 
-def model_of(preset: str) -> GPT:
-    """The model of a preset, without memory; pydocs has 96 characters, Tiny Shakespeare 65."""
+def model_of(preset: str):
+    """The model of a preset, without memory; with the vocabulary of its data."""
     config = TrainConfig(**PRESETS[preset])
-    vocab_size = {"data/pydocs": 96, "data/shakespeare": 65}.get(config.data, 50257)
+    sizes = {"data/pydocs": 96, "data/tasks": 100, "data/shakespeare": 65, "data/dolly": 50260}
+    vocab_size = sizes.get(config.data, 50257)
     with torch.device("meta"):
-        return GPT(model_config(config, vocab_size))
+        return MODELS[config.model](model_config(config, vocab_size))
 
 
 def bytes_of(preset: str) -> int:

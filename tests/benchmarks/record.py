@@ -49,3 +49,15 @@ def write_record(path: Path, results, device: torch.device | str = "cpu") -> dic
     make_folder(path.absolute().parent)
     write_json(path, {**records, class_of(record["machine"]): record})
     return record
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The records of a file of JSON lines, without a last one that a kill has cut; [] if none."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def append_line(path: Path, record: dict) -> None:
+    """Add a record to a file of JSON lines."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
