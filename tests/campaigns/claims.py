@@ -86,9 +86,9 @@ def answering(work: Path) -> str:
     tuned = ["finetune-tasks", "--data", work / "tasks", "--out", work / "tuned"]
     run([ROOT / "nanogpt_lib/train.py", *tuned, "--max-steps", "200"], work)
     ask = ["--checkpoint", work / "tuned", "--ask", "What is 12 plus 30?"]
-    answer = run([ROOT / "nanogpt_lib/chat.py", *ask], work).strip()
+    answer = run([ROOT / "nanogpt_lib/chat.py", *ask], work).split("\n")[0]
     assert re.fullmatch(r"\d+\.?", answer), f"no number: {answer!r}"
-    return f"12 plus 30 is {answer} after 200 steps"
+    return f"asked for 12 plus 30 after 200 steps, it says {answer}"
 
 
 def recipes(work: Path) -> str:
